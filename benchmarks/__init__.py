@@ -1,0 +1,1 @@
+"""Measurements: one question for each file, run from the repository's root."""

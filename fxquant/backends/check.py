@@ -1,0 +1,132 @@
+"""What a target's graph computes against the integer graph, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from passes.infra.verify import flatten
+
+__all__ = ["OperationDifference", "TargetCheck", "check_target", "whole_network"]
+
+
+@dataclass(frozen=True)
+class OperationDifference:
+    """One operation given the same integers in: how its integers out differ."""
+
+    node: str
+    operation: str
+    largest: int
+    differing: int
+    values: int
+
+
+@dataclass(frozen=True)
+class TargetCheck:
+    """A target against the reference on probe inputs.
+
+    `operations`: one entry a lowered operation that yields integers. `output_differing`: the
+    share of the network's output values that differ when the target runs on its own.
+    """
+
+    operations: tuple[OperationDifference, ...]
+    output_differing: float
+    output_sqnr_db: float
+
+    @property
+    def largest(self) -> int:
+        """The largest difference of any operation, in steps of its output."""
+        return max((entry.largest for entry in self.operations), default=0)
+
+    @property
+    def share_differing(self) -> float:
+        """The share of all integers that differ, each operation fed with the same integers."""
+        values = sum(entry.values for entry in self.operations)
+        return sum(entry.differing for entry in self.operations) / values if values else 0.0
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the integer graph and keeps its integers."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.integers: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if "grid" in n.meta and isinstance(result, Tensor):
+            self.integers[n.name] = result
+        return result
+
+
+class _LockStep(fx.Interpreter):
+    """Runs a target's graph, comparing every operation and then continuing from the reference."""
+
+    def __init__(self, graph_module: fx.GraphModule, expected: dict[str, Tensor]) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.expected = expected
+        self.found: dict[str, OperationDifference] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = n.meta.get("integer")
+        want = self.expected.get(name)
+        if want is None or not isinstance(result, Tensor) or result.is_floating_point():
+            return result
+        got = result.int_repr() if result.is_quantized else result
+        if got.shape != want.shape:
+            return result
+        difference = (got.to(torch.int32) - want.to(torch.int32)).abs()
+        # Several nodes may stand for one integer node (a kernel and its clamp): the last counts.
+        self.found[name] = OperationDifference(
+            name,
+            str(getattr(n.target, "__name__", n.target)),
+            int(difference.max()) if difference.numel() else 0,
+            int((difference > 0).sum()),
+            difference.numel(),
+        )
+        last = not any(user.meta.get("integer") == name for user in n.users)
+        if not last:
+            return result
+        if result.is_quantized:
+            return torch._make_per_tensor_quantized_tensor(
+                _like(want, got), result.q_scale(), result.q_zero_point()
+            )
+        return want
+
+
+def _like(value: Tensor, layout: Tensor) -> Tensor:
+    return torch.empty_like(layout).copy_(value)
+
+
+def check_target(
+    integer: fx.GraphModule, lowered: fx.GraphModule, inputs: Sequence[Any]
+) -> TargetCheck:
+    """Compare `lowered` with the integer graph that it was made from, on `inputs`."""
+    with torch.no_grad():
+        recorder = _Recorder(integer)
+        expected = recorder.run(*inputs)
+        lock_step = _LockStep(lowered, recorder.integers)
+        lock_step.run(*inputs)
+        differing, sqnr = whole_network(expected, lowered(*inputs))
+    return TargetCheck(tuple(lock_step.found.values()), differing, sqnr)
+
+
+def whole_network(expected: Any, found: Any) -> tuple[float, float]:
+    """The share of output values that differ, and the SQNR in dB of one against the other."""
+    signal = noise = 0.0
+    differing = values = 0
+    for (_, want), (_, got) in zip(flatten(expected), flatten(found), strict=True):
+        if isinstance(want, Tensor) and want.is_floating_point():
+            differing += int((want != got).sum())
+            values += want.numel()
+            signal += float(want.double().square().sum())
+            noise += float((want.double() - got.double()).square().sum())
+    ratio = torch.tensor(signal / noise if noise else float("inf"))
+    return (differing / values if values else 0.0), float(10 * torch.log10(ratio))

@@ -1,0 +1,146 @@
+"""Torch's int8 kernels, packed: which engine each layer takes, and what their quirks are.
+
+Measured on CPUs with AVX-512 VNNI (`benchmarks/kernels.py`):
+- convolutions are fastest and exact with oneDNN's packing; FBGEMM's depthwise kernel saturates;
+- linear layers are safe with FBGEMM's packing at any zero point;
+- a oneDNN packed object remembers the first primitive that it ran, whatever operation that was,
+  so every call site packs its own;
+- `conv2d_add*` look at the global engine when they run, the others at the packed object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "conv_add",
+    "conv_add_relu",
+    "conv_float",
+    "engine",
+    "linear_float",
+    "pack_conv",
+    "pack_linear",
+    "quantized_weight",
+]
+
+
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Torch's quantized engine set to `name` inside the block."""
+    previous = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = previous  # type: ignore[assignment]
+
+
+def quantized_weight(
+    weight: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int = 0
+) -> Tensor:
+    """An int8 weight as a torch quantized tensor, per channel or per tensor."""
+    if scale.numel() == 1:
+        zero = 0 if zero_point is None else int(zero_point)
+        return torch._make_per_tensor_quantized_tensor(weight, float(scale), zero)
+    zeros = torch.zeros(scale.numel(), dtype=torch.long) if zero_point is None else zero_point
+    return torch._make_per_channel_quantized_tensor(
+        weight.contiguous(), scale.double(), zeros.long(), axis
+    )
+
+
+def pack_conv(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *,
+    engine_name: str,
+) -> Any:
+    """A convolution's weights in the kernel's layout; `weight` from `quantized_weight`."""
+    prepack = getattr(torch.ops.quantized, f"conv{weight.dim() - 2}d_prepack")
+    with engine(engine_name):
+        return prepack(weight, bias, stride, padding, dilation, groups)
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
+    """A linear layer's weights in FBGEMM's layout."""
+    with engine("fbgemm"):
+        return torch.ops.quantized.linear_prepack(weight, bias)
+
+
+_get_engine = torch._C._get_qengine
+_set_engine = torch._C._set_qengine
+_ONEDNN = 3  # at::QEngine::ONEDNN
+_CONV_ADD = torch.ops.quantized.conv2d_add.default
+_CONV_ADD_RELU = torch.ops.quantized.conv2d_add_relu.default
+
+
+def conv_add(x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int) -> Tensor:
+    """``conv2d(x) + residual`` on quantized tensors."""
+    previous = _get_engine()
+    _set_engine(_ONEDNN)
+    try:
+        return _CONV_ADD(x, residual, packed, scale, zero_point)  # type: ignore[no-any-return]
+    finally:
+        _set_engine(previous)
+
+
+def conv_add_relu(
+    x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int
+) -> Tensor:
+    """``relu(conv2d(x) + residual)`` on quantized tensors."""
+    previous = _get_engine()
+    _set_engine(_ONEDNN)
+    try:
+        return _CONV_ADD_RELU(  # type: ignore[no-any-return]
+            x, residual, packed, scale, zero_point
+        )
+    finally:
+        _set_engine(previous)
+
+
+_QLINEAR = torch.ops.onednn.qlinear_pointwise.default
+_QCONV = torch.ops.onednn.qconv_pointwise.default
+
+
+def linear_float(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """A linear layer whose int32 accumulators are written as float32."""
+    return _QLINEAR(  # type: ignore[no-any-return]
+        x.int_repr(), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
+        1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+
+
+def conv_float(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """A convolution whose int32 accumulators are written as float32."""
+    return _QCONV(  # type: ignore[no-any-return]
+        x.int_repr(), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
+        stride, padding, dilation, groups, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""The parser, and the way from an exception to an exit code.
+
+0: done. 1: done, and a check that was asked for failed. 2: wrong use or wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+
+import fxquant
+from fxquant.cli import compiling, measuring
+from fxquant.cli.outcome import Outcome
+from fxquant.errors import FxquantError
+
+Command = tuple[
+    str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Outcome]
+]
+
+COMMANDS: dict[str, Command] = {
+    "compile": (
+        "compile a float model; report, evaluate and save it",
+        compiling.add_compile,
+        compiling.run_compile,
+    ),
+    "bench": ("time models in turns", measuring.add_bench, measuring.run_bench),
+    "evaluate": (
+        "accuracy of a float model or of a saved file",
+        measuring.add_evaluate,
+        measuring.run_evaluate,
+    ),
+    "inspect": ("what is in a saved file", compiling.add_inspect, compiling.run_inspect),
+    "compare": (
+        "error of each layer against float",
+        compiling.add_compare,
+        compiling.run_compare,
+    ),
+    "sweep": (
+        "the tables of a post-training study",
+        measuring.add_sweep,
+        measuring.run_sweep,
+    ),
+    "recipes": (
+        "the named recipes, or one of them as TOML",
+        compiling.add_recipes,
+        compiling.run_recipes,
+    ),
+    "quickstart": (
+        "compile and measure a small network that comes along",
+        measuring.add_quickstart,
+        measuring.run_quickstart,
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``fxquant`` with a subparser for each of `COMMANDS`."""
+    parser = argparse.ArgumentParser(
+        "fxquant",
+        description="Compile float PyTorch vision models to integer kernels for CPUs.",
+        epilog="Exit codes: 0 done; 1 a check failed; 2 wrong use or input.",
+    )
+    parser.add_argument("--version", action="version", version=f"fxquant {fxquant.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        add(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors go to stderr on one line."""
+    parsed = build_parser().parse_args(arguments)
+    before = torch.get_num_threads()
+    try:
+        if parsed.threads:
+            torch.set_num_threads(parsed.threads)
+        # Stdout belongs to the JSON alone; whatever a command prints on its way goes to stderr.
+        with contextlib.redirect_stdout(sys.stderr if parsed.json else sys.stdout):
+            outcome: Outcome = parsed.run(parsed)
+        print(json.dumps(outcome.data, indent=2, allow_nan=False) if parsed.json else outcome.text)
+    except (FxquantError, OSError) as error:
+        print(f"fxquant: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fxquant: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_num_threads(before)
+    for failure in outcome.failures:
+        print(f"fxquant: check failed: {failure}", file=sys.stderr)
+    return 1 if outcome.failures else 0

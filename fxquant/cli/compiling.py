@@ -1,0 +1,185 @@
+"""The commands that compile and those that show it: compile, compare, inspect, recipes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.cli import options
+from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
+from fxquant.data import ImageBatches
+from fxquant.errors import ArtifactError, DataError, InputError
+from fxquant.evaluate import collect_logits, evaluate, logits_of
+from passes.infra.listing import to_text
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant compile``."""
+    options.add_model(parser)
+    options.add_recipe(parser)
+    options.add_calibration(parser)
+    options.add_evaluation(parser)
+    add_checks(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument("--save", metavar="FILE", help="write the compiled model, e.g. m.fxq")
+    group.add_argument(
+        "--diff", action="store_true", help="print the diff of every pass that changed something"
+    )
+    group.add_argument(
+        "--diff-pass",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="print the diff of this pass; may be repeated",
+    )
+    group.add_argument(
+        "--dump", metavar="DIR", help="write every stage as text, JSON and Graphviz DOT"
+    )
+    options.add_common(parser)
+
+
+def run_compile(arguments: argparse.Namespace) -> Outcome:
+    """Compile; then, as far as asked for, evaluate beside float and save."""
+    if wants_checks(arguments) and arguments.evaluate is None:
+        raise InputError("the checks need images to evaluate on; add --evaluate DIR")
+    _check_destination(arguments.save)
+    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    model = options.open_model(arguments)
+    calibration = options.open_calibration(arguments)
+    evaluation = options.open_evaluation(arguments) if arguments.evaluate else None
+    progress = not arguments.quiet
+    # The float side goes first: what is wrong with the images shows before the long part.
+    reference = None if evaluation is None else _float_logits(model, evaluation, progress)
+    compiled = fxquant.compile(
+        model,
+        recipe,
+        calibration=calibration,
+        target=arguments.target,
+        verbose=arguments.diff,
+        diff_passes=tuple(arguments.diff_pass),
+        dump=None if arguments.dump is None else Path(arguments.dump),
+        progress=progress,
+    )
+    texts = [str(compiled.report)]
+    data: dict[str, Any] = {
+        "model": arguments.model,
+        "recipe": recipe.name,
+        "target": arguments.target,
+        "report": compiled.report.to_json(),
+    }
+    failures: tuple[str, ...] = ()
+    if evaluation is not None:
+        pair = evaluate(compiled, evaluation, reference=reference, progress=progress)
+        texts.append(str(pair))
+        data["evaluation"] = pair.to_json()
+        failures = failed_checks(arguments, pair)
+    if arguments.save:
+        compiled.save(Path(arguments.save))
+        size = Path(arguments.save).stat().st_size
+        texts.append(f"saved {arguments.save}, {size / 1e6:.2f} MB")
+        data["saved"] = {"file": arguments.save, "bytes": size}
+    return Outcome("\n\n".join(texts), data, failures)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant compare``."""
+    options.add_model(parser)
+    options.add_recipe(parser)
+    options.add_calibration(parser)
+    options.add_evaluation(parser)
+    options.add_common(parser)
+
+
+def run_compare(arguments: argparse.Namespace) -> Outcome:
+    """Compile, and compare each layer with float on one batch.
+
+    The batch comes from ``--evaluate``, or is the first one of the calibration images.
+    """
+    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    model = options.open_model(arguments)
+    calibration = options.open_calibration(arguments)
+    batches = options.open_evaluation(arguments) if arguments.evaluate else calibration
+    if batches is None:
+        raise DataError("there are no images to compare on; add --calibration DIR")
+    compiled = fxquant.compile(
+        model,
+        recipe,
+        calibration=calibration,
+        target=arguments.target,
+        progress=not arguments.quiet,
+    )
+    batch: Tensor | Sequence[Tensor] = next(iter(batches))
+    comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
+    return Outcome(str(comparison), comparison.to_json())
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant inspect``."""
+    parser.add_argument("file", metavar="FILE", help="a file that `fxquant compile --save` wrote")
+    parser.add_argument("--target", default="x86", help="x86 (default) or reference")
+    parser.add_argument("--stage", metavar="NAME", help="print this stage's graph, e.g. integer")
+    options.add_common(parser)
+
+
+def run_inspect(arguments: argparse.Namespace) -> Outcome:
+    """Load a file, which checks it, and say what is in it."""
+    compiled = options.open_artifact(arguments.file, arguments.target)
+    size = Path(arguments.file).stat().st_size
+    data: dict[str, Any] = {
+        "file": arguments.file,
+        "bytes": size,
+        "recipe": compiled.recipe.name,
+        "recipe_toml": compiled.recipe.to_toml(),
+        "stages": list(compiled.stages),
+        "report": compiled.report.to_json(),
+    }
+    texts = [
+        f"{arguments.file}, {size / 1e6:.2f} MB, stages {', '.join(compiled.stages)}",
+        compiled.recipe.to_toml().rstrip(),
+        str(compiled.report),
+    ]
+    if arguments.stage is not None:
+        if arguments.stage not in compiled.stages:
+            raise ArtifactError(
+                f"{arguments.file} has no stage {arguments.stage!r}; "
+                f"it has {', '.join(compiled.stages)}"
+            )
+        graph = to_text(compiled.stages[arguments.stage])
+        texts.append(graph)
+        data["graph"] = graph.splitlines()
+    return Outcome("\n\n".join(texts), data)
+
+
+def add_recipes(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant recipes``."""
+    parser.add_argument("name", metavar="NAME|FILE", nargs="?", help="print this one as TOML")
+    options.add_set(parser.add_argument_group("recipe"))
+    options.add_common(parser)
+
+
+def run_recipes(arguments: argparse.Namespace) -> Outcome:
+    """List the named recipes, or print one with its changes as TOML."""
+    if arguments.name is None:
+        known = fxquant.recipes.describe()
+        return Outcome(tabulate(known.items(), tablefmt="plain"), known)
+    recipe = options.open_recipe(arguments.name, arguments.set)
+    toml = recipe.to_toml()
+    return Outcome(toml.rstrip(), {"name": recipe.name, "toml": toml})
+
+
+def _check_destination(path: str | None) -> None:
+    """A folder that is missing should show before minutes of work, not after."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--save {path}: there is no folder {Path(path).absolute().parent}")
+
+
+def _float_logits(model: nn.Module, batches: ImageBatches, progress: bool) -> list[Tensor]:
+    images, _ = next(iter(batches))
+    batches.images.check_labels(logits_of(model, images[:1]).shape[1])
+    return collect_logits(model, batches, progress=progress)

@@ -1,0 +1,169 @@
+"""The commands that measure: bench, evaluate, sweep, quickstart."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import fxquant
+from fxquant.benchmark import Benchmark, benchmark
+from fxquant.cli import options
+from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
+from fxquant.errors import CalibrationError, DataError, InputError, ModelError
+from fxquant.evaluate import evaluate
+from fxquant.models import load_model
+from fxquant.quickstart.run import quickstart
+from fxquant.sweep import STUDIES, sweep
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant bench``."""
+    options.add_model(parser, saved=True)
+    group = parser.add_argument_group("recipe")
+    group.add_argument(
+        "--recipe",
+        action="append",
+        metavar="NAME|FILE",
+        help="compile each float model with it; may be repeated; default w8a8",
+    )
+    options.add_set(group)
+    options.add_calibration(parser, default=options.RANDOM)
+    group = parser.add_argument_group("timing")
+    group.add_argument("--batch", type=options.positive, default=1, metavar="N", help="default 1")
+    group.add_argument(
+        "--rounds", type=options.positive, default=20, metavar="N", help="turns of each; default 20"
+    )
+    group.add_argument(
+        "--calls", type=options.positive, default=5, metavar="N", help="calls a turn; default 5"
+    )
+    group.add_argument(
+        "--min-speedup",
+        type=float,
+        metavar="X",
+        help="exit with 1 if the last one is not X times as fast as the first",
+    )
+    options.add_common(parser)
+
+
+def run_bench(arguments: argparse.Namespace) -> Outcome:
+    """Time a float model and what the recipes make of it, or a saved file, in turns."""
+    recipes = [options.open_recipe(name, arguments.set) for name in arguments.recipe or ["w8a8"]]
+    candidates: dict[str, Callable[..., Any]] = {}
+    if options.is_artifact(arguments.model):
+        candidates[arguments.model] = options.open_artifact(arguments.model, arguments.target)
+    else:
+        model = candidates["float"] = options.open_model(arguments)
+        for recipe in recipes:
+            candidates[recipe.name] = fxquant.compile(
+                model,
+                recipe,
+                calibration=options.open_calibration(arguments),
+                target=arguments.target,
+                progress=not arguments.quiet,
+            )
+    (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
+    result = benchmark(
+        candidates,
+        images,
+        rounds=arguments.rounds,
+        calls=arguments.calls,
+        progress=not arguments.quiet,
+    )
+    data = result.to_json() | {"input_shape": list(images.shape)}
+    text = f"{result}\ninput {list(images.shape)}"
+    return Outcome(text, data, _too_slow(result, arguments.min_speedup))
+
+
+def _too_slow(result: Benchmark, least: float | None) -> tuple[str, ...]:
+    last = result.timings[-1]
+    if least is None or 1 / last.ratio >= least:
+        return ()
+    return (f"{last.name} is {1 / last.ratio:.2f} times as fast as {result.timings[0].name}",)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant evaluate``."""
+    options.add_model(parser, saved=True)
+    parser.add_argument("evaluate", metavar="DIR", help="images to evaluate on")
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--reference", metavar="MODEL", help="float model to compare with")
+    group.add_argument("--reference-weights", metavar="FILE", help="safetensors file for it")
+    group.add_argument(
+        "--images", dest="evaluate_images", type=options.positive, metavar="N", help="default all"
+    )
+    group.add_argument("--target", default="x86", help="of a saved file: x86 (default), reference")
+    options.add_images(parser)
+    add_checks(parser)
+    options.add_common(parser)
+    parser.set_defaults(evaluate_preprocessing=None)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> Outcome:
+    """Accuracy of one model, beside that of a float reference where one is given."""
+    saved = options.is_artifact(arguments.model)
+    if saved and arguments.weights:
+        raise ModelError(
+            f"{arguments.model} has its own weights; those of the float model to compare with are "
+            "--reference-weights"
+        )
+    if wants_checks(arguments) and arguments.reference is None:
+        raise InputError("the checks compare with float; add --reference MODEL")
+    batches = options.open_evaluation(arguments)
+    if not batches.labelled and arguments.reference is None:
+        raise DataError(
+            f"{arguments.evaluate}: the images have no labels; add labels.csv (file,label), "
+            "put them into class folders, or give a --reference to compare with"
+        )
+    model = (
+        options.open_artifact(arguments.model, arguments.target)
+        if saved
+        else options.open_model(arguments)
+    )
+    reference = arguments.reference and load_model(
+        arguments.reference, arguments.reference_weights, classes=arguments.classes
+    )
+    result = evaluate(model, batches, reference=reference, progress=not arguments.quiet)
+    data = {"model": arguments.model} | result.to_json()
+    return Outcome(str(result), data, failed_checks(arguments, result))
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant sweep``."""
+    parser.add_argument("study", metavar="STUDY", choices=tuple(STUDIES), help=", ".join(STUDIES))
+    options.add_model(parser)
+    options.add_recipe(parser)
+    options.add_calibration(parser)
+    options.add_evaluation(parser, required=True)
+    options.add_common(parser)
+
+
+def run_sweep(arguments: argparse.Namespace) -> Outcome:
+    """Compile and measure one model with every setting of a study."""
+    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    model = options.open_model(arguments)
+    calibration = options.open_calibration(arguments)
+    if calibration is None:
+        raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")
+    result = sweep(
+        arguments.study,
+        model,
+        recipe,
+        calibration=calibration,
+        evaluation=options.open_evaluation(arguments),
+        target=arguments.target,
+        progress=not arguments.quiet,
+    )
+    return Outcome(str(result), {"model": arguments.model} | result.to_json())
+
+
+def add_quickstart(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant quickstart``."""
+    parser.add_argument("--diff", action="store_true", help="print the passes' diffs in full")
+    options.add_common(parser)
+
+
+def run_quickstart(arguments: argparse.Namespace) -> Outcome:
+    """Compile the small network that comes along, and measure it."""
+    result = quickstart(progress=not arguments.quiet)
+    return Outcome(result.text(full_diffs=arguments.diff), result.to_json())

@@ -1,0 +1,218 @@
+"""Options that several commands share, and the objects that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
+from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
+from fxquant.errors import ModelError, RecipeError
+from fxquant.models import load_model
+
+RANDOM = "random"
+IMAGES = 250
+RANDOM_IMAGES = 16
+ARTIFACT_SUFFIX = ".fxq"
+
+Batches = ImageBatches | Sequence[Tensor]
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """``--json``, ``--quiet`` and ``--threads``."""
+    group = parser.add_argument_group("output and machine")
+    group.add_argument(
+        "--json", action="store_true", help="print JSON, and nothing else, to stdout"
+    )
+    group.add_argument("--quiet", action="store_true", help="show no progress on stderr")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads inside an operator")
+
+
+def add_model(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
+    """MODEL, ``--weights`` and ``--classes``; where `saved`, MODEL may be a file."""
+    kinds = "torchvision:NAME or module.path:factory"
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"{kinds}, or a saved .fxq file" if saved else kinds
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument("--weights", metavar="FILE", help="safetensors file for the float model")
+    group.add_argument("--classes", type=positive, metavar="N", help="num_classes of the model")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """``--recipe``, ``--set`` and ``--target``."""
+    group = parser.add_argument_group("recipe")
+    group.add_argument(
+        "--recipe", default="w8a8", metavar="NAME|FILE", help="see `fxquant recipes`; default w8a8"
+    )
+    add_set(group)
+
+
+def add_set(group: argparse._ArgumentGroup) -> None:
+    """``--set`` and ``--target``."""
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the recipe, e.g. weights.bits=4; may be repeated",
+    )
+    group.add_argument("--target", default="x86", help="x86 (default) or reference")
+
+
+def add_calibration(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--calibration``, ``--images``, ``--input-shape`` and the options of `add_images`."""
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--calibration",
+        default=default,
+        metavar="DIR",
+        help=f"'{RANDOM}' calibrates on noise, for measuring latency"
+        + (f"; default {default}" if default else ""),
+    )
+    group.add_argument("--images", type=positive, metavar="N", help=f"how many; default {IMAGES}")
+    group.add_argument(
+        "--input-shape",
+        type=shape,
+        default=(3, 224, 224),
+        metavar="C,H,W",
+        help="of random images; default 3,224,224",
+    )
+    add_images(parser)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """How images are chosen, batched and preprocessed."""
+    group = parser.add_argument_group(
+        "images",
+        "DIR holds class folders, or labels.csv (file,label), or is an .npz archive (images, "
+        "labels). PREPROCESSING is a name with changes, as in imagenet,resize=160,crop=160; "
+        f"names: {', '.join(PREPROCESSINGS)}.",
+    )
+    group.add_argument("--preprocessing", default="imagenet", help="default imagenet")
+    group.add_argument("--resize", metavar="N", help="of the shorter side, or 'none'")
+    group.add_argument("--crop", metavar="N", help="of the center, or 'none'")
+    group.add_argument("--interpolation", choices=tuple(INTERPOLATIONS))
+    group.add_argument("--mean", metavar="R:G:B", help="of values in [0, 1]")
+    group.add_argument("--std", metavar="R:G:B")
+    group.add_argument(
+        "--select",
+        choices=("spread", "first"),
+        default="spread",
+        help="take the images evenly over all names (default), or the first ones",
+    )
+    group.add_argument("--batch-size", type=positive, default=25, metavar="N", help="default 25")
+
+
+def add_evaluation(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """``--evaluate``, ``--evaluate-images`` and ``--evaluate-preprocessing``."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--evaluate", required=required, metavar="DIR", help="images to evaluate on")
+    group.add_argument(
+        "--evaluate-images", type=positive, metavar="N", help="how many; default all"
+    )
+    group.add_argument(
+        "--evaluate-preprocessing",
+        metavar="PREPROCESSING",
+        help="where it differs from that of the calibration images",
+    )
+
+
+def open_model(arguments: argparse.Namespace) -> nn.Module:
+    """The float model of `add_model`."""
+    return load_model(arguments.model, arguments.weights, classes=arguments.classes)
+
+
+def is_artifact(spelling: str) -> bool:
+    """Whether `spelling` is a saved file and not a model's name."""
+    return spelling.endswith(ARTIFACT_SUFFIX) or Path(spelling).is_file()
+
+
+def open_artifact(path: str, target: str) -> fxquant.CompiledModel:
+    """The compiled model of a file."""
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: there is no such file")
+    return fxquant.load(path, target=target)
+
+
+def open_recipe(name: str, changes: Sequence[str]) -> fxquant.Recipe:
+    """A named recipe or a TOML file, with changes ``KEY=VALUE``.
+
+    VALUE is read as TOML (``4``, ``true``, ``["fc"]``), and as a string where it is none.
+    """
+    recipe = (
+        fxquant.Recipe.from_toml(Path(name))
+        if name.endswith(".toml")
+        else fxquant.Recipe.named(name)
+    )
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError(f"--set {change!r}: expected KEY=VALUE, as in weights.bits=4")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text.strip()
+    return recipe.replace(values) if values else recipe
+
+
+def open_calibration(arguments: argparse.Namespace) -> Batches | None:
+    """The batches of `add_calibration`, or None where no source is given."""
+    if arguments.calibration is None:
+        return None
+    if arguments.calibration == RANDOM:
+        return random_batches(
+            arguments.images or RANDOM_IMAGES, arguments.batch_size, arguments.input_shape
+        )
+    return open_batches(
+        arguments.calibration,
+        preprocessing=_preprocessing(arguments),
+        images=arguments.images or IMAGES,
+        select=arguments.select,
+        batch_size=arguments.batch_size,
+    )
+
+
+def open_evaluation(arguments: argparse.Namespace) -> ImageBatches:
+    """The batches of `add_evaluation`, whose source must be given."""
+    named = arguments.evaluate_preprocessing
+    return open_batches(
+        arguments.evaluate,
+        preprocessing=_preprocessing(arguments) if named is None else named,
+        images=arguments.evaluate_images,
+        select=arguments.select,
+        batch_size=arguments.batch_size,
+    )
+
+
+def random_batches(images: int, batch_size: int, size: Sequence[int]) -> list[Tensor]:
+    """Seeded normal noise f32[N,*size], in batches."""
+    random = torch.Generator().manual_seed(0)
+    return list(torch.split(torch.randn(images, *size, generator=random), batch_size))
+
+
+def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:
+    named = Preprocessing.parse(arguments.preprocessing)
+    given = {name: getattr(arguments, name) for name in FIELD_READERS}
+    return named.replace({name: text for name, text in given.items() if text is not None})
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """An argparse type: ``3,224,224``."""
+    return tuple(positive(part) for part in text.split(","))

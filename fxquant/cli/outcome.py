@@ -1,0 +1,71 @@
+"""What a command returns, and the checks that decide its exit code."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxquant.errors import DataError
+from fxquant.evaluate import Evaluation, decibels, percent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a command.
+
+    Attributes:
+        text: for people; printed unless ``--json`` is given.
+        data: for programs; printed as JSON where it is.
+        failures: the checks that failed; none means exit code 0.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+    failures: tuple[str, ...] = field(default=())
+
+
+def add_checks(parser: argparse.ArgumentParser) -> None:
+    """``--min-agreement``, ``--min-sqnr`` and ``--max-drop``."""
+    group = parser.add_argument_group("checks (exit code 1 where one fails)")
+    group.add_argument("--min-agreement", type=_share, metavar="SHARE", help="e.g. 0.95")
+    group.add_argument("--min-sqnr", type=float, metavar="DB", help="of the logits, e.g. 17.4")
+    group.add_argument(
+        "--max-drop", type=_share, metavar="SHARE", help="of top-1 against float, e.g. 0.005"
+    )
+
+
+def wants_checks(arguments: argparse.Namespace) -> bool:
+    """Whether any option of `add_checks` is given."""
+    options = (arguments.min_agreement, arguments.min_sqnr, arguments.max_drop)
+    return any(value is not None for value in options)
+
+
+def failed_checks(arguments: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ...]:
+    """One line for each check of `add_checks` that `evaluation` does not pass.
+
+    Raises:
+        DataError: a check needs a figure that the images cannot give.
+    """
+    agreement, sqnr, drop = evaluation.agreement, evaluation.sqnr_db, evaluation.top1_drop
+    failures = []
+    least = arguments.min_agreement
+    if least is not None and not (agreement is not None and agreement >= least):
+        failures.append(f"agreement is {percent(agreement)}, below {percent(least)}")
+    least = arguments.min_sqnr
+    if least is not None and not (sqnr is not None and sqnr >= least):
+        failures.append(f"SQNR is {decibels(sqnr)}, below {decibels(least)}")
+    most = arguments.max_drop
+    if most is not None and drop is None:
+        raise DataError("--max-drop needs labels; the images have none")
+    if most is not None and drop is not None and drop > most:
+        failures.append(f"top-1 drops by {percent(drop)}, over {percent(most)}")
+    return tuple(failures)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (95 % is 0.95)")
+    return value

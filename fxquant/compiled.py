@@ -1,0 +1,121 @@
+"""A compiled model: an nn.Module that runs the graph of its target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.artifact import save_artifact
+from fxquant.backends import lower
+from fxquant.errors import InputError
+from fxquant.recipe import Recipe
+from fxquant.report import Report
+
+__all__ = ["CompiledModel"]
+
+
+class CompiledModel(nn.Module):
+    """Runs like the model that it was compiled from: the same inputs, the same output structure.
+
+    `stages` holds the GraphModules of the compile by name ("float", "fused", "simulated",
+    "integer", and the target's); a loaded artefact has the last two. `report` tells what was
+    done, `recipe` with what. Calls raise InputError for inputs that do not fit.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, fx.GraphModule],
+        *,
+        target: str,
+        recipe: Recipe,
+        report: Report,
+        example: tuple[Any, ...],
+    ) -> None:
+        super().__init__()
+        # Stages share tensors with the caller's model: as children they would move and be saved
+        # with this module although only one of them runs.
+        self.__dict__["stages"] = dict(stages)
+        self.target = target
+        self.recipe = recipe
+        self.report = report
+        self.example = example
+        self.__dict__["_run"] = stages[target if target in stages else "integer"].forward
+        self._signature = tuple(
+            (value.dtype, value.dim()) if isinstance(value, Tensor) else None for value in example
+        )
+        self.eval()
+
+    stages: dict[str, fx.GraphModule]
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the target's graph; the batch size is free."""
+        signature = tuple(
+            [(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs]
+        )
+        if signature != self._signature:
+            raise InputError(self._mismatch(inputs))
+        try:
+            with torch.no_grad():
+                return self.__dict__["_run"](*inputs)
+        except RuntimeError as error:
+            if self._shapes(inputs) != self._shapes(self.example):
+                raise InputError(f"{self._mismatch(inputs)} ({_first_line(error)})") from error
+            raise
+
+    def to_target(self, target: str) -> CompiledModel:
+        """The same integer graph lowered to another target."""
+        if target == self.target:
+            return self
+        stages = {key: stage for key, stage in self.stages.items() if key != self.target}
+        stages["integer"] = self.stages["integer"]
+        stages[target] = lower(self.stages["integer"], target)
+        return CompiledModel(
+            stages,
+            target=target,
+            recipe=self.recipe,
+            report=replace(self.report, target=target, target_check={}),
+            example=self.example,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: integer graph and weights, recipe, golden pair.
+
+        The file is written beside `path` and then renamed: an interrupted save leaves nothing
+        half-written. Raises ArtifactError where the graph holds modules that have no functional
+        form.
+        """
+        save_artifact(
+            Path(path),
+            integer=self.stages["integer"],
+            recipe=self.recipe,
+            report=self.report,
+            example=self.example,
+        )
+
+    @staticmethod
+    def _shapes(inputs: tuple[Any, ...]) -> list[Any]:
+        return [tuple(x.shape[1:]) if isinstance(x, Tensor) else None for x in inputs]
+
+    def _mismatch(self, inputs: tuple[Any, ...]) -> str:
+        if len(inputs) != len(self.example):
+            return f"the model takes {len(self.example)} inputs, found {len(inputs)}"
+        for index, (found, wanted) in enumerate(zip(inputs, self.example, strict=True)):
+            if _words(found) != _words(wanted):
+                return f"input {index} is {_words(found)}, expected {_words(wanted)}"
+        return "the input does not fit"
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    shape = ", ".join(["any", *map(str, value.shape[1:])]) if value.dim() else ""
+    return f"{str(value.dtype).removeprefix('torch.')}[{shape}]"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

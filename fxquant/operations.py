@@ -1,0 +1,227 @@
+"""The catalogue: which canonical operation has an integer form, and of which kind."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from passes import FUSIBLE_LAYERS, FusedLayer, add_relu
+
+__all__ = ["BATCH_NORMS", "Kind", "Operation", "classify", "layer_of", "table_function"]
+
+
+class Kind(Enum):
+    """How an operation treats the scales of its operands and of its result."""
+
+    LAYER = "convolution or linear"  # its own output scale; a weight
+    AFFINE = "batch norm by itself"  # its own output scale; float constants a channel
+    PAIR = "addition or product of two values"  # its own output scale
+    TABLE = "function of one 8-bit value"  # its own output scale; 256 entries
+    POOL = "average"  # keeps the scale, rounds
+    SELECT = "maximum or concatenation"  # keeps the one scale that its operands share
+    MOVE = "data movement"  # keeps the scale and the integers
+    SHAPE = "reads a shape"  # no tensor at all
+    FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The kind of a node, and for Kind.FLOAT the reason why it has no integer form."""
+
+    kind: Kind
+    reason: str = ""
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_KINDS: dict[Any, Kind] = {
+    torch.add: Kind.PAIR,
+    torch.mul: Kind.PAIR,
+    add_relu: Kind.PAIR,
+    F.avg_pool1d: Kind.POOL,
+    F.avg_pool2d: Kind.POOL,
+    F.avg_pool3d: Kind.POOL,
+    F.adaptive_avg_pool1d: Kind.POOL,
+    F.adaptive_avg_pool2d: Kind.POOL,
+    F.adaptive_avg_pool3d: Kind.POOL,
+    torch.mean: Kind.POOL,
+    F.max_pool1d: Kind.SELECT,
+    F.max_pool2d: Kind.SELECT,
+    F.max_pool3d: Kind.SELECT,
+    torch.cat: Kind.SELECT,
+    torch.stack: Kind.SELECT,
+    torch.reshape: Kind.MOVE,
+    torch.flatten: Kind.MOVE,
+    torch.permute: Kind.MOVE,
+    torch.transpose: Kind.MOVE,
+    torch.unsqueeze: Kind.MOVE,
+    torch.squeeze: Kind.MOVE,
+    torch.chunk: Kind.MOVE,
+    torch.split: Kind.MOVE,
+    operator.getitem: Kind.MOVE,
+    F.pad: Kind.MOVE,
+    F.channel_shuffle: Kind.MOVE,
+    F.interpolate: Kind.MOVE,
+    torch.roll: Kind.MOVE,
+}
+
+_TABLES: dict[Any, str] = {
+    F.relu: "relu",
+    F.relu6: "relu6",
+    F.hardtanh: "hardtanh",
+    F.leaky_relu: "leaky_relu",
+    F.elu: "elu",
+    F.selu: "selu",
+    F.celu: "celu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.mish: "mish",
+    F.softplus: "softplus",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    torch.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    torch.clamp: "clamp",
+    torch.abs: "abs",
+    torch.neg: "neg",
+    torch.square: "square",
+    torch.exp: "exp",
+    torch.sqrt: "sqrt",
+}
+_SCALAR_ARITHMETIC: dict[Any, str] = {
+    torch.add: "add",
+    torch.sub: "sub",
+    torch.mul: "mul",
+    torch.div: "div",
+    torch.pow: "pow",
+}
+
+
+def layer_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The convolution or linear layer that `node` calls, unwrapped; None for anything else."""
+    if node.op != "call_module":
+        return None
+    module = root.get_submodule(str(node.target))
+    if isinstance(module, FusedLayer):
+        return module.layer
+    return module if isinstance(module, FUSIBLE_LAYERS) else None
+
+
+def classify(node: fx.Node, root: nn.Module) -> Operation:
+    """The kind of `node` by its operation alone; recipes and operands come later."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return Operation(Kind.FLOAT, "")
+    if node.op == "call_method":
+        if node.target in ("size", "dim", "numel"):
+            return Operation(Kind.SHAPE)
+        return Operation(Kind.FLOAT, f"method {node.target} has no integer form")
+    if node.op == "call_module":
+        if layer_of(node, root) is not None:
+            return _layer(node, root)
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, BATCH_NORMS):
+            if module.running_mean is None:
+                return Operation(Kind.FLOAT, "batch norm without running statistics")
+            return Operation(Kind.AFFINE)
+        return Operation(Kind.FLOAT, f"{type(module).__name__} has no integer form")
+    return _function(node)
+
+
+def _layer(node: fx.Node, root: nn.Module) -> Operation:
+    layer: Any = layer_of(node, root)
+    mode = getattr(layer, "padding_mode", "zeros")
+    if mode != "zeros":
+        return Operation(Kind.FLOAT, f"padding mode {mode!r} has no integer form")
+    if isinstance(getattr(layer, "padding", ()), str) and layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(value % 2 for value in total):
+            return Operation(Kind.FLOAT, "padding 'same' is asymmetric here")
+    return Operation(Kind.LAYER)
+
+
+def _function(node: fx.Node) -> Operation:
+    name = getattr(node.target, "__name__", str(node.target))
+    tensors = [source for source in node.all_input_nodes if source.meta.get("tensor") is not None]
+    if node.meta.get("tensor") is None and not tensors:
+        return Operation(Kind.SHAPE)
+    if node.target in _SCALAR_ARITHMETIC and len(tensors) == 1 and _only_scalars_beside(node):
+        return Operation(Kind.TABLE)
+    if node.target in _TABLES:
+        if len(node.all_input_nodes) > 1:
+            return Operation(Kind.FLOAT, f"{name} takes more than one tensor")
+        return Operation(Kind.TABLE)
+    kind = _KINDS.get(node.target)
+    if kind is None:
+        return Operation(Kind.FLOAT, f"{name} has no integer form")
+    refusal = _REFUSALS.get(node.target, lambda node: "")(node)
+    return Operation(Kind.FLOAT, refusal) if refusal else Operation(kind)
+
+
+def _only_scalars_beside(node: fx.Node) -> bool:
+    operands = [*node.args, *node.kwargs.values()]
+    return all(
+        isinstance(item, (int, float, str, type(None)))
+        for item in operands
+        if not isinstance(item, fx.Node)
+    ) and len(node.all_input_nodes) == 1
+
+
+def _refuse_pair(node: fx.Node) -> str:
+    if node.kwargs.get("alpha", 1) != 1:
+        return "an addition with alpha other than 1 has no integer form"
+    if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args):
+        return "the other operand is a constant tensor"
+    return ""
+
+
+def _refuse_pad(node: fx.Node) -> str:
+    mode, value = node.kwargs.get("mode", "constant"), node.kwargs.get("value") or 0
+    return "" if mode == "constant" and value == 0 else f"padding with {mode} {value}"
+
+
+def _refuse_interpolate(node: fx.Node) -> str:
+    mode = node.kwargs.get("mode", "nearest")
+    return "" if mode == "nearest" else f"{mode} interpolation has no integer form"
+
+
+def _refuse_mean(node: fx.Node) -> str:
+    return "" if node.kwargs.get("dim") is not None else "mean over everything yields a scalar"
+
+
+def _refuse_indices(node: fx.Node) -> str:
+    return "pooling with indices" if node.kwargs.get("return_indices") else ""
+
+
+_REFUSALS: dict[Any, Callable[[fx.Node], str]] = {
+    torch.add: _refuse_pair,
+    torch.mul: _refuse_pair,
+    add_relu: _refuse_pair,
+    F.pad: _refuse_pad,
+    F.interpolate: _refuse_interpolate,
+    torch.mean: _refuse_mean,
+    F.max_pool1d: _refuse_indices,
+    F.max_pool2d: _refuse_indices,
+    F.max_pool3d: _refuse_indices,
+}
+
+
+def table_function(node: fx.Node) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """The name and the float function of a Kind.TABLE node, its constants bound."""
+    source = node.all_input_nodes[0]
+    target: Any = node.target
+
+    def function(x: Tensor) -> Tensor:
+        args = tuple(x if argument is source else argument for argument in node.args)
+        result = target(*args, **node.kwargs)
+        assert isinstance(result, Tensor)
+        return result
+
+    name = _TABLES.get(target) or _SCALAR_ARITHMETIC[target]
+    return name, function

@@ -1,0 +1,234 @@
+"""Recipe × graph → for every operation int8 or a reason, for every value a spec.
+
+The plan changes nothing. It says
+- of each operation whether it runs on integers, and if not, why;
+- of each value that integer operations exchange which quantizer it passes through; values that
+  concatenation, pooling or reshaping tie together share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from fxquant.operations import Kind, classify, layer_of
+from fxquant.recipe import Recipe
+from fxquant.spec import QuantSpec
+from passes import module_path, tensor_info
+
+__all__ = ["Plan", "ValueSite", "make_plan"]
+
+_OWN_SCALE = (Kind.LAYER, Kind.AFFINE, Kind.PAIR, Kind.TABLE)
+_SHARED_SCALE = (Kind.POOL, Kind.SELECT, Kind.MOVE)
+
+
+@dataclass(frozen=True)
+class ValueSite:
+    """One quantizer: its spec and the nodes whose values pass through it, in order."""
+
+    path: str
+    spec: QuantSpec
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is quantized and how. All keys are node names.
+
+    `kinds`: every operation's kind. `reasons`: why an operation stays float.
+    `values`: the quantizers. `weights`: the weight spec of each quantized layer.
+    """
+
+    kinds: dict[str, Kind]
+    reasons: dict[str, str]
+    values: tuple[ValueSite, ...]
+    weights: dict[str, QuantSpec] = field(default_factory=dict)
+
+    def runs_on_integers(self, node: fx.Node) -> bool:
+        """Whether `node` is an operation that was not left in float."""
+        return node.name in self.kinds and node.name not in self.reasons
+
+
+def make_plan(graph_module: fx.GraphModule, recipe: Recipe) -> Plan:
+    """Decide for every node and value of an annotated, fused graph what `recipe` makes of it.
+
+    Raises RecipeError where a selector of the recipe matches nothing in the graph.
+    """
+    return _Planner(graph_module, recipe).plan()
+
+
+class _Planner:
+    def __init__(self, graph_module: fx.GraphModule, recipe: Recipe) -> None:
+        self.root: nn.Module = graph_module
+        self.recipe = recipe
+        self.nodes = list(graph_module.graph.nodes)
+        self.kinds: dict[fx.Node, Kind] = {}
+        self.reasons: dict[fx.Node, str] = {}
+        self.weights: dict[fx.Node, QuantSpec] = {}
+        self.layers = [node for node in self.nodes if layer_of(node, self.root) is not None]
+        self.first_layer = self.layers[0] if self.layers else None
+        self.last_layer = self.layers[-1] if self.layers else None
+
+    def plan(self) -> Plan:
+        self._decide_forwards()
+        self._follow_consumers()
+        sites = self._sites()
+        return Plan(
+            kinds={node.name: kind for node, kind in self.kinds.items()},
+            reasons={node.name: reason for node, reason in self.reasons.items()},
+            values=sites,
+            weights={node.name: spec for node, spec in self.weights.items()},
+        )
+
+    # -- operations ------------------------------------------------------------------------
+
+    def _decide_forwards(self) -> None:
+        started = not self.recipe.start_at
+        for node in self.nodes:
+            if node.op in ("placeholder", "get_attr", "output"):
+                continue
+            path = module_path(node)
+            started = started or self.recipe.starts_at(path)
+            operation = classify(node, self.root)
+            if operation.kind is Kind.SHAPE:
+                continue
+            self.kinds[node] = operation.kind
+            if operation.kind is Kind.FLOAT:
+                self.reasons[node] = operation.reason
+            elif not started:
+                self.reasons[node] = f"quantization starts at {self.recipe.start_at!r}"
+            elif self.recipe.keeps_float(path, self._type_name(node)):
+                self.reasons[node] = "the recipe keeps it in float"
+            elif operation.kind is Kind.LAYER:
+                self._decide_layer(node, path)
+            elif self._activation_spec(node) is None:
+                self.reasons[node] = "the recipe keeps activations in float"
+            else:
+                floats = [source for source in self._operands(node) if not self._integer(source)]
+                if floats:
+                    self.reasons[node] = f"its operand {floats[0].name} is float"
+
+    def _decide_layer(self, node: fx.Node, path: str) -> None:
+        weight = self.recipe.spec_for_weight(path, self._type_name(node), self._position(node))
+        if weight is not None:
+            self.weights[node] = weight
+        if weight is None:
+            self.reasons[node] = "the recipe keeps its weights in float"
+        elif self._activation_spec(node) is None or self._input_spec(node) is None:
+            self.reasons[node] = "the recipe keeps activations in float"
+
+    def _follow_consumers(self) -> None:
+        """Data movement gains nothing from integers that are only made for it."""
+        for node in reversed(self.nodes):
+            moves = self.kinds.get(node) is Kind.MOVE and node not in self.reasons
+            if moves and not any(self._integer(user) for user in node.users):
+                self.reasons[node] = "its consumers are float"
+
+    def _integer(self, node: fx.Node) -> bool:
+        return node in self.kinds and node not in self.reasons
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if source.meta.get("tensor") is not None]
+
+    # -- values ----------------------------------------------------------------------------
+
+    def _sites(self) -> tuple[ValueSite, ...]:
+        groups = _Groups()
+        quantized: list[fx.Node] = []
+        for node in self.nodes:
+            if self._passes_through_quantizer(node):
+                quantized.append(node)
+                groups.add(node)
+            if self._integer(node) and self.kinds[node] in _SHARED_SCALE:
+                for source in self._operands(node):
+                    groups.join(node, source)
+        members: dict[fx.Node, list[fx.Node]] = {}
+        for node in quantized:
+            members.setdefault(groups.find(node), []).append(node)
+        return tuple(
+            ValueSite(
+                path=f"quantizers.{nodes[0].name}",
+                spec=self._widest(nodes),
+                nodes=tuple(node.name for node in nodes),
+            )
+            for nodes in members.values()
+        )
+
+    def _passes_through_quantizer(self, node: fx.Node) -> bool:
+        if tensor_info(node) is None or node.op in ("get_attr", "output"):
+            return False
+        feeds_integers = any(self._integer(user) for user in node.users)
+        if not self._integer(node):
+            return feeds_integers and node.meta["tensor"].dtype.is_floating_point
+        kind = self.kinds[node]
+        if kind is Kind.LAYER and not feeds_integers:
+            return not self._may_leave_as_float(node)
+        return kind in _OWN_SCALE or kind is Kind.POOL
+
+    def _may_leave_as_float(self, node: fx.Node) -> bool:
+        """Accumulators may be dequantized directly where nothing else happens to them."""
+        return not self.recipe.quantize_output and len(self._operands(node)) == 1
+
+    def _widest(self, nodes: Iterable[fx.Node]) -> QuantSpec:
+        specs = [spec for node in nodes if (spec := self._value_spec(node)) is not None]
+        return max(specs, key=lambda spec: spec.bits)
+
+    def _value_spec(self, node: fx.Node) -> QuantSpec | None:
+        """A consumer's explicit `inputs` override wins over what the producer says."""
+        for user in node.users:
+            if user in self.weights and self._integer(user):
+                spec = self.recipe.input_override(
+                    module_path(user), self._type_name(user), self._position(user)
+                )
+                if spec is not None:
+                    return spec
+        if node.op == "placeholder":
+            return self.recipe.spec_for_network_input()
+        return self._activation_spec(node)
+
+    def _activation_spec(self, node: fx.Node) -> QuantSpec | None:
+        return self.recipe.spec_for_output(
+            module_path(node), self._type_name(node), self._position(node)
+        )
+
+    def _input_spec(self, node: fx.Node) -> QuantSpec | None:
+        return self.recipe.spec_for_input(
+            module_path(node), self._type_name(node), self._position(node)
+        )
+
+    def _type_name(self, node: fx.Node) -> str:
+        layer = layer_of(node, self.root)
+        if layer is not None:
+            return type(layer).__name__
+        if node.op == "call_module":
+            return type(self.root.get_submodule(str(node.target))).__name__
+        return str(getattr(node.target, "__name__", node.target))
+
+    def _position(self, node: fx.Node) -> str:
+        if node is self.first_layer:
+            return "first"
+        return "last" if node is self.last_layer else ""
+
+
+class _Groups:
+    """Union-find over nodes; the representative is the one that was added first."""
+
+    def __init__(self) -> None:
+        self.parent: dict[fx.Node, fx.Node] = {}
+
+    def add(self, node: fx.Node) -> None:
+        self.parent.setdefault(node, node)
+
+    def find(self, node: fx.Node) -> fx.Node:
+        self.add(node)
+        while self.parent[node] is not node:
+            self.parent[node] = self.parent[self.parent[node]]
+            node = self.parent[node]
+        return node
+
+    def join(self, a: fx.Node, b: fx.Node) -> None:
+        left, right = self.find(a), self.find(b)
+        if left is not right:
+            self.parent[left] = right

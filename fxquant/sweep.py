@@ -1,0 +1,294 @@
+"""Tables of a post-training study: one model, many settings of a recipe, one row each.
+
+The settings are data: see `STUDIES`. Changes are those of `Recipe.replace`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxquant
+from fxquant.benchmark import Machine, benchmark
+from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
+from fxquant.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
+
+LATENCY_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a study: the changes to the recipe, and the share of the calibration images."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    calibration_share: float = 1.0
+
+
+FUSION = tuple(Setting(fusion, {"fusion": fusion}) for fusion in ("none", "blocks", "all"))
+
+WEIGHT_OBSERVERS: dict[str, dict[str, Any]] = {
+    "abs-max": {"weights.observer": "abs_max"},
+    "min-max": {"weights.observer": "min_max"},
+    "histogram": {"weights.observer": "histogram"},
+    "p-norm 2.4": {"weights.observer": "p_norm", "weights.options": {"p": 2.4}},
+    "MSE": {"weights.observer": "mse"},
+}
+OBSERVERS = tuple(
+    Setting(
+        f"{name} x histogram{', reduce_range' if reduce_range else ''}",
+        {
+            **changes,
+            "activations.observer": "histogram",
+            "activations.options": {},
+            "activations.reduce_range": reduce_range,
+        },
+    )
+    for name, changes in WEIGHT_OBSERVERS.items()
+    for reduce_range in (False, True)
+)
+
+CALIBRATION_SIZE = tuple(
+    Setting(f"{percentage} %", calibration_share=percentage / 100)
+    for percentage in range(10, 101, 10)
+)
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "abs-max": {"weights.observer": "abs_max"},
+    "min-max": {"weights.observer": "min_max"},
+    "p-norm 2.0": {"weights.observer": "p_norm", "weights.options": {"p": 2.0}},
+    "p-norm 2.4": {"weights.observer": "p_norm", "weights.options": {"p": 2.4}},
+    "MSE": {"weights.observer": "mse"},
+}
+WEIGHT_SCHEMES = tuple(
+    Setting(
+        f"W{bits}A32, {'BN folded' if folded else 'BN unfolded'}, {granularity}, {scheme}",
+        {
+            **changes,
+            "weights.bits": bits,
+            "weights.granularity": f"per_{'tensor' if granularity == 'layer' else 'channel'}",
+            "activations.bits": "float",
+            "fold_batch_norm": folded,
+        },
+    )
+    for bits, folded, granularity, (scheme, changes) in itertools.product(
+        (8, 4), (True, False), ("layer", "channel"), SCHEMES.items()
+    )
+)
+
+
+def start_points(model: nn.Module) -> tuple[Setting, ...]:
+    """Quantization of everything, then from each stage on.
+
+    Stages are the children that are called layer1, layer2, …; in a model that has none, four
+    children evenly spaced over the longest sequence.
+    """
+    stages = [name for name, _ in model.named_children() if re.fullmatch(r"layer\d+", name)]
+    if not stages:
+        path, longest = max(model.named_modules(), key=lambda named: len(list(named[1].children())))
+        names = [f"{path}.{name}".lstrip(".") for name, _ in longest.named_children()]
+        spaced = (position * len(names) // 5 for position in range(1, 5))
+        stages = [names[position] for position in dict.fromkeys(spaced)]
+    return (Setting("all", {"start_at": ""}), *(Setting(at, {"start_at": at}) for at in stages))
+
+
+STUDIES: dict[str, Callable[[nn.Module], tuple[Setting, ...]]] = {
+    "fusion": lambda model: FUSION,
+    "observers": lambda model: OBSERVERS,
+    "start_at": start_points,
+    "calibration_size": lambda model: CALIBRATION_SIZE,
+    "weight_schemes": lambda model: WEIGHT_SCHEMES,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one setting reached.
+
+    Attributes:
+        name: of the setting, or "float".
+        changes: what it changes in the recipe.
+        images: how many calibration images it used.
+        evaluation: on the evaluation images, with the float model as the reference.
+        size_bytes: of the weights as they are stored.
+        latency_ms: median of a single image in milliseconds.
+        error: why the setting has no figures, or "".
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    images: int
+    evaluation: Evaluation | None
+    size_bytes: int | None
+    latency_ms: float | None
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, ready for ``json.dumps``."""
+        evaluation = None if self.evaluation is None else self.evaluation.to_json()
+        return asdict(self) | {"changes": dict(self.changes), "evaluation": evaluation}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text: name, loss, top-1, agreement, SQNR, size, latency."""
+        if self.evaluation is None:
+            return (self.name, self.error)
+        return (
+            self.name,
+            "-" if self.evaluation.loss is None else f"{self.evaluation.loss:.4f}",
+            percent(self.evaluation.top1),
+            percent(self.evaluation.agreement),
+            decibels(self.evaluation.sqnr_db),
+            "-" if self.size_bytes is None else f"{self.size_bytes / 1e6:.3f} MB",
+            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The rows of one study; the float model's comes first."""
+
+    study: str
+    recipe: str
+    target: str
+    rows: tuple[Row, ...]
+    machine: Machine
+
+    def to_json(self) -> dict[str, Any]:
+        """The study, ready for ``json.dumps``."""
+        return asdict(self) | {
+            "rows": [row.to_json() for row in self.rows],
+            "machine": asdict(self.machine),
+        }
+
+    def __str__(self) -> str:
+        headers = (self.study, "loss", "top-1", "agreement", "SQNR", "size", "latency")
+        table = tabulate(
+            [row.cells() for row in self.rows if row.evaluation],
+            headers=headers,
+            disable_numparse=True,
+            colalign=("left", *["right"] * 6),
+        )
+        failures = [f"{row.name}: {row.error}" for row in self.rows if row.error]
+        about = f"recipe {self.recipe}, target {self.target}; {self.machine}"
+        return "\n".join([table, *failures, about])
+
+
+def sweep(
+    study: str,
+    model: nn.Module,
+    recipe: fxquant.Recipe,
+    *,
+    calibration: Iterable[Batch] | Tensor,
+    evaluation: Iterable[Batch],
+    target: str = "x86",
+    progress: bool = False,
+) -> Sweep:
+    """Compile and measure `model` with every setting of a study.
+
+    Args:
+        study: a key of `STUDIES`.
+        model: a float classifier in eval mode.
+        recipe: what the settings change.
+        calibration: batches that can be iterated again and again, or one tensor.
+        evaluation: ``(images, labels)`` batches that can be iterated again and again.
+        target: what every setting is compiled for.
+        progress: show bars on stderr after two seconds.
+
+    Raises:
+        RecipeError: there is no such study.
+        CalibrationError: there are no calibration images.
+        FxquantError: the first setting's error, where every setting failed. Where some did, their
+            rows carry the error instead.
+    """
+    if study not in STUDIES:
+        raise RecipeError(
+            f"there is no study {study!r}; there are {', '.join(STUDIES)}{nearest(study, STUDIES)}"
+        )
+    batches = [calibration] if isinstance(calibration, Tensor) else calibration
+    total = _count(batches)
+    logits = collect_logits(model, evaluation, progress=progress)
+    image = _first_image(evaluation)
+    rows = [_float_row(model, evaluation, logits, image)]
+    first_error: FxquantError | None = None
+    settings = STUDIES[study](model)
+    for setting in tqdm(
+        settings, study, delay=2, disable=None if progress else True, unit="setting"
+    ):
+        images = max(1, round(total * setting.calibration_share))
+        try:
+            compiled = fxquant.compile(
+                model,
+                recipe.replace(setting.changes),
+                calibration=_FirstImages(batches, images),
+                target=target,
+            )
+            row = Row(
+                setting.name,
+                setting.changes,
+                images,
+                evaluate(compiled, evaluation, reference=logits),
+                compiled.report.size_bytes,
+                _latency(compiled, image),
+            )
+        except FxquantError as error:
+            first_error = first_error or error
+            row = Row(setting.name, setting.changes, images, None, None, None, str(error))
+        rows.append(row)
+    if first_error is not None and all(row.error for row in rows[1:]):
+        raise first_error
+    return Sweep(study, recipe.name, target, tuple(rows), Machine.here())
+
+
+def _float_row(
+    model: nn.Module, evaluation: Iterable[Batch], logits: Sequence[Tensor], image: Tensor
+) -> Row:
+    replayed = iter(logits)
+    reached = evaluate(lambda _: next(replayed), evaluation)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return Row("float", {}, 0, reached, size, _latency(model, image))
+
+
+def _latency(model: Callable[[Tensor], Any], image: Tensor) -> float:
+    return benchmark({"model": model}, image, rounds=LATENCY_ROUNDS).timings[0].median_ms
+
+
+def _first_image(batches: Iterable[Batch]) -> Tensor:
+    batch = next(iter(batches))
+    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+    return images[:1].contiguous()
+
+
+def _count(batches: Iterable[Batch]) -> int:
+    known = getattr(batches, "images", None)
+    images = len(known) if known is not None else sum(len(each) for each in _images(batches))
+    if not images:
+        raise CalibrationError("there are no calibration images")
+    return images
+
+
+def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+class _FirstImages:
+    """The first images of some batches, as batches; iterable again and again."""
+
+    def __init__(self, batches: Iterable[Batch], count: int) -> None:
+        self.batches = batches
+        self.count = count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        left = self.count
+        for images in _images(self.batches):
+            yield images[:left]
+            left -= min(left, len(images))
+            if not left:
+                return

@@ -1,0 +1,48 @@
+"""Rewrites of torch.fx graphs: mechanism without an opinion about bits or scales."""
+
+from passes.apply_rules import ApplyRules
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fuse_conv_bn_relu import FuseConvBnRelu
+from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu
+from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
+from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path, tensor_info
+from passes.infra.errors import OrderError, PassError, VerificationError
+from passes.infra.pattern import Call, Rule, RuleTable, call
+from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
+from passes.infra.rewrite import Rewriter
+from passes.regions import InsideBlocks, Region, branching_regions, trunk
+
+__all__ = [
+    "ACTIVATIONS",
+    "FUSIBLE_LAYERS",
+    "ApplyRules",
+    "Call",
+    "Decline",
+    "FoldBatchNorm",
+    "FuseConvBnRelu",
+    "FusedLayer",
+    "InferRanges",
+    "InsideBlocks",
+    "Interval",
+    "OrderError",
+    "Pass",
+    "PassError",
+    "PassRecord",
+    "PassResult",
+    "Pipeline",
+    "Region",
+    "Rewriter",
+    "Rule",
+    "RuleTable",
+    "TensorInfo",
+    "VerificationError",
+    "add_relu",
+    "branching_regions",
+    "call",
+    "copy_sharing_tensors",
+    "is_non_negative",
+    "module_path",
+    "range_of",
+    "tensor_info",
+    "trunk",
+]

@@ -1,0 +1,1 @@
+"""The machinery of passes: rewriting, verifying, listing, running."""

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    # A test must not depend on which tests ran before it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

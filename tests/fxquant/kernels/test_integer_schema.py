@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fxquant.kernels
+from fxquant.kernels import OPERATORS, Operator, schema
+
+OPS: Any = torch.ops.fxquant
+OUT: tuple[Any, ...] = (0.3, 100, 0, 255, torch.uint8)
+X = torch.arange(2 * 4 * 5 * 6, dtype=torch.uint8).view(2, 4, 5, 6)
+LAST = X.contiguous(memory_format=torch.channels_last)
+XQ: tuple[Any, ...] = (0.02, 7)
+WEIGHT = torch.arange(-72, 72, dtype=torch.int8).view(4, 4, 3, 3)
+DEPTHWISE = WEIGHT[:, :1].contiguous()
+SCALE = torch.tensor([0.01, 0.02, 0.03, 0.04])
+BIAS = torch.tensor([1, -2, 300, 4], dtype=torch.int32)
+ROWS = WEIGHT.flatten(1)[:, :6].contiguous()
+GEOMETRY: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1])
+POOL: tuple[Any, ...] = ([3, 3], [2, 2], [1, 1], True, False, None)
+
+CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("quantize", (X.float(), *OUT)),
+    ("dequantize", (X, *XQ)),
+    ("dequantize_weight", (WEIGHT, SCALE, None, 0)),
+    ("requantize", (LAST, *XQ, *OUT)),
+    ("conv", (X, *XQ, WEIGHT, SCALE, None, BIAS, *GEOMETRY, 1, *OUT)),
+    ("conv", (LAST, *XQ, DEPTHWISE, SCALE, BIAS, None, *GEOMETRY, 4, *OUT, X, 0.1, 3)),
+    ("conv", (X[0], *XQ, WEIGHT[:, :, :1, :1], SCALE[:1], None, None, [2, 2], [0, 0], [1, 1], 1,
+              1.0, 0, 0, 0, torch.float32)),
+    ("conv_transpose", (LAST, *XQ, WEIGHT, SCALE, None, BIAS, [2, 2], [1, 1], [1, 1], 1, [1, 1],
+                        *OUT)),
+    ("linear", (X, *XQ, ROWS, SCALE, None, BIAS, *OUT)),
+    ("add", (X, *XQ, LAST, 0.1, 9, *OUT)),
+    ("mul", (X, *XQ, X[:, :, :1, :1], 0.1, 9, *OUT)),
+    ("channel_affine", (LAST, *XQ, SCALE, SCALE, *OUT)),
+    ("lookup", (LAST, torch.arange(256, dtype=torch.uint8).flip(0))),
+    ("avg_pool", (LAST, *XQ, *POOL, *OUT)),
+    ("adaptive_avg_pool", (LAST, *XQ, [2, 3], *OUT)),
+    ("mean", (X, *XQ, [2, 3], False, *OUT)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args"), CALLS)
+def test_opcheck(name: str, args: tuple[Any, ...]) -> None:
+    # The AOT test compiles with symbolic shapes: a second for each operator, and it adds nothing
+    # to the fake-tensor test for operators without gradients.
+    torch.library.opcheck(
+        getattr(OPS, name).default,
+        args,
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def test_every_operator_is_called_above() -> None:
+    assert {name for name, _ in CALLS} == {operator.name for operator in OPERATORS}
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_schema_and_functions_take_the_same_arguments(operator: Operator) -> None:
+    arguments = getattr(OPS, operator.name).default._schema.arguments
+    expected = [(argument.name, argument.default_value) for argument in arguments]
+    for function in filter(None, (operator.implementation, operator.fake)):
+        parameters = inspect.signature(function).parameters.values()
+        found = [
+            (p.name, None if p.default is inspect.Parameter.empty else p.default)
+            for p in parameters
+        ]
+        assert found == expected
+
+
+@pytest.mark.parametrize(("name", "args"), CALLS)
+def test_operators_are_the_reference_functions(name: str, args: tuple[Any, ...]) -> None:
+    operator = next(operator for operator in OPERATORS if operator.name == name)
+    assert torch.equal(getattr(OPS, name)(*args), operator.implementation(*args))
+
+
+def test_importing_again_is_harmless() -> None:
+    before = OPS.lookup.default
+    importlib.reload(schema)
+    importlib.reload(fxquant.kernels)
+    schema.register()
+    assert OPS.lookup.default is before
+    table = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(OPS.lookup(X, table), X)
+
+
+def test_shapes_propagate_with_a_symbolic_batch() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = OPS.conv(x, *XQ, WEIGHT, SCALE, None, BIAS, *GEOMETRY, 1, *OUT)
+        y = OPS.add(y, 0.3, 100, y, 0.3, 100, *OUT)
+        y = OPS.avg_pool(y, 0.3, 100, *POOL, *OUT)
+        return OPS.mean(y, 0.3, 100, [2, 3], False, *OUT)
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    x = mode.from_tensor(X, static_shapes=False)
+    with mode:
+        result = forward(x)
+    assert result.dtype == torch.uint8
+    assert result.shape[1] == 4
+    assert not isinstance(result.shape[0], int), "the batch size must stay symbolic"

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.errors import RecipeError
+from fxquant.sweep import CALIBRATION_SIZE, STUDIES, start_points, sweep
+
+
+class Staged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.layer1 = nn.Conv2d(4, 4, 3)
+        self.layer2 = nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(x)))
+        x = F.relu(self.layer2(F.relu(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def run(study: str, recipe: str = "w8a8", **options: object) -> fxquant.sweep.Sweep:
+    images = torch.randn(10, 3, 10, 10)
+    return sweep(
+        study,
+        Staged().eval(),
+        fxquant.Recipe.named(recipe),
+        calibration=images,
+        evaluation=[(images, torch.arange(10) % 3)],
+        target="reference",
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("study", "rows"),
+    [
+        ("fusion", 3),
+        ("observers", 10),
+        ("start_at", 3),
+        ("calibration_size", 10),
+        ("weight_schemes", 40),
+    ],
+)
+def test_studies_have_the_rows_of_the_study(study: str, rows: int) -> None:
+    settings = STUDIES[study](Staged())
+    assert len(settings) == rows
+    assert len({setting.name for setting in settings}) == rows
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_setting_is_a_recipe(study: str) -> None:
+    for setting in STUDIES[study](Staged()):
+        fxquant.Recipe.named("w8a8").replace(setting.changes)
+
+
+def test_the_float_row_comes_first_and_rows_have_all_figures() -> None:
+    result = run("fusion")
+    assert [row.name for row in result.rows] == ["float", "none", "blocks", "all"]
+    assert not any(row.error for row in result.rows)
+    for row in result.rows:
+        assert row.evaluation is not None
+        assert row.evaluation.loss is not None
+        assert row.size_bytes
+        assert row.latency_ms
+    assert result.rows[-1].size_bytes < result.rows[0].size_bytes
+    json.dumps(result.to_json(), allow_nan=False)
+    assert str(result).splitlines()[2].startswith("float")
+
+
+def test_start_points_are_layers_or_spread_over_the_longest_sequence() -> None:
+    assert [setting.name for setting in start_points(Staged())] == ["all", "layer1", "layer2"]
+    features = nn.Sequential(*(nn.ReLU() for _ in range(10)))
+    names = [setting.name for setting in start_points(nn.ModuleDict({"features": features}))]
+    assert names == ["all", "features.2", "features.4", "features.6", "features.8"]
+
+
+def test_calibration_takes_the_share_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    compile_model = fxquant.compile
+
+    def counting(*arguments: object, calibration: list[Tensor], **options: object) -> object:
+        seen.append(sum(len(images) for images in calibration))
+        return compile_model(*arguments, calibration=calibration, **options)
+
+    monkeypatch.setattr(fxquant, "compile", counting)
+    kept = (CALIBRATION_SIZE[2], CALIBRATION_SIZE[9])
+    monkeypatch.setitem(STUDIES, "calibration_size", lambda model: kept)
+    result = run("calibration_size")
+    assert seen == [3, 10]
+    assert [row.images for row in result.rows] == [0, 3, 10]
+
+
+def test_a_setting_that_fails_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = start_points(Staged())
+    wrong = fxquant.sweep.Setting("layer9", {"start_at": "layer9"})
+    monkeypatch.setitem(STUDIES, "start_at", lambda model: (points[0], wrong))
+    result = run("start_at")
+    assert "layer9" in result.rows[-1].error
+    assert "layer9: " in str(result)
+    monkeypatch.setitem(STUDIES, "start_at", lambda model: (wrong,))
+    with pytest.raises(RecipeError):
+        run("start_at")
+
+
+def test_an_unknown_study_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'fusion'"):
+        run("fusions")

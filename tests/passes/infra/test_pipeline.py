@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from passes import (
+    Decline,
+    OrderError,
+    Pass,
+    PassError,
+    PassResult,
+    Pipeline,
+    Rewriter,
+    VerificationError,
+    copy_sharing_tensors,
+)
+from passes.infra.pipeline import copy_graph
+from tests.passes.checking import float_graph
+from tests.passes.models import image, make
+
+
+class Replace(Pass):
+    """Calls `new` where `old` was called."""
+
+    def __init__(self, old: Any = F.relu, new: Any = torch.relu) -> None:
+        self.old, self.new = old, new
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        rewriter = Rewriter(graph_module)
+        for node in graph_module.graph.find_nodes(op="call_function", target=self.old):
+            rewriter.replace_call(node, self.new, node.args)
+        return PassResult(rewriter.finish())
+
+
+class ReplaceInexactly(Replace):
+    exact = False
+
+
+class AfterReplace(Pass):
+    after = (Replace,)
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        declines = tuple(Decline.at(node, "may not") for node in list(graph_module.graph.nodes)[:1])
+        return PassResult(modified=False, declines=declines, notes=("looked",))
+
+
+class Liar(Pass):
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        Replace().run(graph_module)
+        return PassResult(modified=False)
+
+
+class Broken(Pass):
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        raise KeyError("conv9")
+
+
+def relu() -> fx.GraphModule:
+    return float_graph(make(lambda self, x: torch.exp(F.relu(x))))
+
+
+def test_records_what_each_pass_did() -> None:
+    first, second = Pipeline([Replace(), AfterReplace()]).run(relu(), (image(),))
+    assert (first.name, first.modified, first.created, first.erased) == ("replace", True, 1, 1)
+    assert first.milliseconds > 0
+    assert first.operations_before == first.operations_after == {"relu": 1, "exp": 1}
+    assert "-relu = relu(x, inplace=False) f32[1,3,8,8]\n+relu = relu(x)" in first.diff
+    assert (second.name, second.modified, second.diff) == ("after_replace", False, "")
+    assert second.declines == (Decline("x", "may not"),)
+    assert second.notes == ("looked",)
+
+
+def test_annotates_before_the_first_pass() -> None:
+    graph_module = relu()
+    Pipeline([]).run(graph_module, (image(),))
+    assert all("tensor" in node.meta for node in graph_module.graph.nodes)
+
+
+def test_an_order_that_a_pass_forbids_is_refused_up_front() -> None:
+    with pytest.raises(OrderError, match="after_replace must come after replace, which stands"):
+        Pipeline([AfterReplace(), Replace()])
+    # A subclass of what must come first must come first too.
+    with pytest.raises(OrderError, match="must come after replace_inexactly"):
+        Pipeline([AfterReplace(), ReplaceInexactly()])
+
+
+def test_what_a_pass_must_come_after_may_be_missing() -> None:
+    assert len(Pipeline([AfterReplace()]).run(relu(), (image(),))) == 1
+
+
+def test_an_exact_pass_that_changes_outputs_is_named() -> None:
+    with pytest.raises(VerificationError, match="^replace: is exact but output differs"):
+        Pipeline([Replace(new=torch.tanh)]).run(relu(), (image(),))
+
+
+def test_an_inexact_pass_may_change_outputs() -> None:
+    step = ReplaceInexactly(new=torch.tanh)
+    (record,) = Pipeline([step]).run(relu(), (image(),))
+    assert record.operations_after == {"tanh": 1, "exp": 1}
+
+
+def test_later_passes_are_compared_with_the_latest_outputs() -> None:
+    steps = [ReplaceInexactly(new=torch.tanh), Replace(torch.exp, torch.exp)]
+    assert len(Pipeline(steps).run(relu(), (image(),))) == 2
+
+
+def test_a_graph_that_does_not_run_names_pass_and_node() -> None:
+    with pytest.raises(VerificationError, match=r"^replace: running relu \(root\) failed"):
+        Pipeline([Replace(new=torch.svd)]).run(relu(), (image(),))
+
+
+def test_a_pass_that_denies_its_change_is_named() -> None:
+    with pytest.raises(VerificationError, match="^liar: changed the graph but says it did not"):
+        Pipeline([Liar()]).run(relu(), (image(),))
+
+
+def test_a_pass_that_raises_is_named() -> None:
+    with pytest.raises(PassError, match="^broken: KeyError: 'conv9'"):
+        Pipeline([Broken()]).run(relu(), (image(),))
+
+
+def test_an_invariant_is_checked_after_each_change() -> None:
+    def no_tanh(graph_module: fx.GraphModule) -> None:
+        if graph_module.graph.find_nodes(op="call_function", target=torch.tanh):
+            raise VerificationError("holds tanh")
+
+    steps = [Replace(), ReplaceInexactly(torch.relu, torch.tanh)]
+    with pytest.raises(VerificationError, match="holds tanh"):
+        Pipeline(steps, invariant=no_tanh).run(relu(), (image(),))
+
+
+def test_a_failure_leaves_a_reproducer(tmp_path: Path) -> None:
+    pipeline = Pipeline([Replace(new=torch.tanh)], reproducer=tmp_path / "new")
+    with pytest.raises(VerificationError):
+        pipeline.run(relu(), (image(),))
+    assert "relu = relu(x" in (tmp_path / "new" / "before_replace.txt").read_text()
+
+
+def test_no_failure_leaves_no_reproducer(tmp_path: Path) -> None:
+    Pipeline([Replace()], reproducer=tmp_path / "new").run(relu(), (image(),))
+    assert not (tmp_path / "new").exists()
+
+
+def with_tensors() -> fx.GraphModule:
+    model = make(
+        lambda self, x: self.bn(self.conv(x)) + self.shift + torch.tensor(2.0),
+        conv=nn.Conv2d(3, 3, 1),
+        bn=nn.BatchNorm2d(3),
+        shift=torch.ones(1),
+    )
+    return float_graph(model)
+
+
+def test_a_copy_that_shares_tensors_shares_nothing_else() -> None:
+    graph_module = with_tensors()
+    copied = copy_sharing_tensors(graph_module)
+    assert copied.conv is not graph_module.conv
+    assert copied.conv.weight is graph_module.conv.weight
+    assert copied.bn.running_mean is graph_module.bn.running_mean
+    assert copied.shift is graph_module.shift
+    assert copied.graph is not graph_module.graph
+    assert copied.graph.owning_module is copied
+    assert [node.name for node in copied.graph.nodes] == [
+        node.name for node in graph_module.graph.nodes
+    ]
+    assert torch.equal(copied(image()), graph_module(image()))
+
+
+def test_a_copy_keeps_meta_apart() -> None:
+    graph_module = with_tensors()
+    copied = copy_sharing_tensors(graph_module)
+    for node in copied.graph.nodes:
+        node.meta["origin"] = ("new",)
+    assert all(node.meta["origin"] != ("new",) for node in graph_module.graph.nodes)
+
+
+def test_changing_a_copy_leaves_the_other_as_it_was() -> None:
+    graph_module = with_tensors()
+    before = graph_module(image())
+    copied = copy_sharing_tensors(graph_module)
+    rewriter = Rewriter(copied)
+    rewriter.set_module("conv", nn.Conv2d(3, 3, 1))
+    rewriter.finish()
+    assert torch.equal(graph_module(image()), before)
+
+
+def test_a_deep_copy_shares_no_tensors() -> None:
+    graph_module = with_tensors()
+    assert copy_graph(graph_module).conv.weight is not graph_module.conv.weight
