@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.errors import CalibrationError
-from fxquant.quantizers import ActivationQuantizer
+from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
 from fxquant.trace import count_inputs
 
 __all__ = ["CalibrationSet", "calibrate"]
@@ -118,7 +118,10 @@ def calibrate(
     batches: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Feed `data` through the graph while its quantizers observe, then fix their grids."""
+    """Feed `data` through the float graph while its quantizers observe, then fix their grids.
+
+    Afterwards the graph simulates: activations and weights are quantized.
+    """
     quantizers = [
         module for module in simulated.modules() if isinstance(module, ActivationQuantizer)
     ]
@@ -129,7 +132,9 @@ def calibrate(
         for batch in bar:
             simulated(*batch)
     for name, module in simulated.named_modules():
-        if isinstance(module, ActivationQuantizer):
+        if isinstance(module, WeightQuantizer):
+            module.enabled = True
+        elif isinstance(module, ActivationQuantizer):
             try:
                 module.freeze()
             except CalibrationError as error:

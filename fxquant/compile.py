@@ -20,6 +20,7 @@ from fxquant.compiled import CompiledModel
 from fxquant.correct_bias import InputMeans, correct_bias
 from fxquant.coverage import CoverageRow, coverage
 from fxquant.dump import dump_stage
+from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.equalize import equalize
 from fxquant.errors import CalibrationError, CompileError, ModelError, TargetError, nearest
 from fxquant.operations import layer_of
@@ -85,7 +86,6 @@ def compile(
         )
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     data = _open(model, recipe, calibration)
-    probe = tuple(_one(value) for value in data.first)
     stages: dict[str, fx.GraphModule] = {}
     records: list[PassRecord] = []
 
@@ -96,11 +96,8 @@ def compile(
             dump_stage(Path(dump), stage, graph)
         return graph
 
-    traced = trace(model, len(probe))
-    if recipe.dynamic:
-        from fxquant.dynamic import quantize_dynamically
-
-        return quantize_dynamically(traced, recipe, probe, target, type(model).__name__)
+    traced = trace(model, len(data.first))
+    probe = _probe(traced.graph_module, data.first)
     float_graph = run("float", traced.graph_module, _FLOAT_PASSES())
     recipe.check_selectors(*_modules(float_graph))
 
@@ -113,7 +110,12 @@ def compile(
     weights, saturation_notes = _weight_quantizers(fused, plan, target)
     sites = [QuantizerSite(s.path, ActivationQuantizer(s.spec), s.nodes) for s in plan.values]
     insert = InsertQuantDequant(sites, weights, _reads_quantized(plan))
-    simulated = run("simulated", copy_sharing_tensors(fused), [insert, AssignOneSided()])
+    recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, target)
+    simulated = run(
+        "simulated",
+        copy_sharing_tensors(fused),
+        [insert, QuantizeRecurrentWeights(recurrent), AssignOneSided()],
+    )
     means = InputMeans(simulated)
     with means.collecting() if recipe.bias_correction else nullcontext():
         calibrate(
@@ -146,7 +148,7 @@ def compile(
         coverage=rows,
         quantizers=_quantizer_rows(simulated, records),
         declines=_refusals(traced, records),
-        notes=tuple([*saturation_notes, *notes]),
+        notes=tuple([*saturation_notes, *recurrent_notes, *notes]),
         float_size_bytes=_bytes(float_graph),
         size_bytes=_bytes(integer),
         target_check=_check_summary(check),
@@ -236,9 +238,22 @@ def _open(model: nn.Module, recipe: Recipe, calibration: Any) -> CalibrationSet:
     return CalibrationSet(source, model=model, images=recipe.calibration.images or None)
 
 
-def _one(value: Any) -> Any:
-    """A probe of one sample: passes are verified on it, again and again."""
-    return value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
+def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One sample, because passes are verified on it again and again.
+
+    The whole batch where the model does not run on that: the first dimension of a recurrent
+    layer's state is no batch.
+    """
+    one = tuple(
+        value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
+        for value in batch
+    )
+    try:
+        with torch.no_grad():
+            traced(*one)
+    except Exception:
+        return batch
+    return one
 
 
 def _modules(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
@@ -271,9 +286,9 @@ def _weight_quantizers(
     notes: list[str] = []
     for node in fused.graph.nodes:
         spec = plan.weights.get(node.name)
-        if spec is None:
-            continue
         layer: Any = layer_of(node, fused)
+        if spec is None or layer is None:
+            continue
         axis = 1 if type(layer).__name__.startswith("ConvTranspose") else 0
         if axis == 1 and layer.groups > 1:
             spec = spec.per_tensor()
@@ -281,7 +296,8 @@ def _weight_quantizers(
         if target == "x86" and plan.runs_on_integers(node):
             qparams, note = fit_pair_sums(str(node.target), layer.weight.detach(), spec, qparams)
             notes += [note] if note else []
-        quantizers[node.name] = WeightQuantizer(qparams)
+        # Weights stay float until the activations have been observed.
+        quantizers[node.name] = WeightQuantizer(qparams, enabled=False)
     return quantizers, notes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxquant.dynamic import recurrent_macs, recurrent_of
 from fxquant.operations import layer_of
 from fxquant.plan import Plan
 from passes import module_path, tensor_info
@@ -18,7 +19,10 @@ __all__ = ["CoverageRow", "coverage", "multiply_accumulates"]
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One operation: `runs_in` is int8, int16, weight-only or float; `macs` are for one image."""
+    """One operation: `macs` are for one image.
+
+    `runs_in` is int8, int16, dynamic int8, weight-only or float.
+    """
 
     node: str
     path: str
@@ -37,7 +41,9 @@ def coverage(fused: fx.GraphModule, plan: Plan) -> tuple[CoverageRow, ...]:
             continue
         reason = plan.reasons.get(node.name, "")
         runs_in = "float"
-        if not reason:
+        if node.name in plan.dynamic:
+            runs_in = "dynamic int8"
+        elif not reason:
             operands = [bits[source.name] for source in node.all_input_nodes if source.name in bits]
             runs_in = "int16" if max([8, *operands]) > 8 else "int8"
         elif node.name in plan.weights:
@@ -67,7 +73,8 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
         module = root.get_submodule(str(node.target))
         if isinstance(module, nn.MultiheadAttention):
             return _attention(node, module)
-        return 0
+        recurrent = recurrent_of(node, root)
+        return recurrent_macs(node, recurrent) if recurrent is not None else 0
     name = getattr(node.target, "__name__", "")
     left = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
     if name in ("matmul", "bmm") and output is not None and left is not None:

@@ -23,12 +23,6 @@ _FOREIGN = (
 # What the message of torch.fx or Python holds: what the code did with the value; what helps.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     (
-        "control flow",
-        "branches on",
-        "use torch.where, decide it once in __init__, or move the branch into a submodule of its "
-        "own, which then stays float",
-    ),
-    (
         "iterated",
         "iterates over",
         "unpack it into a fixed number of names (a, b = ...), index it, or move the loop into a "
@@ -38,6 +32,12 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "'len'",
         "takes the length of",
         "use .size(dim), or store the length as a constant in __init__",
+    ),
+    (
+        "control flow",
+        "branches on",
+        "use torch.where, decide it once in __init__, or move the branch into a submodule of its "
+        "own, which then stays float",
     ),
     (
         "Proxy",
@@ -121,6 +121,8 @@ _Span = tuple[int, int, int, int]
 
 
 def _truth_of_part(test: ast.expr, span: _Span, wanted: bool) -> bool | None:
+    if not _contains(test, span):
+        return _truth_of_any_part(test, wanted)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return _truth_of_part(test.operand, span, not wanted)
     if isinstance(test, ast.BoolOp):
@@ -132,6 +134,14 @@ def _truth_of_part(test: ast.expr, span: _Span, wanted: bool) -> bool | None:
     if isinstance(test, ast.Compare) or _span_of(test) == span:
         return wanted
     return None
+
+
+def _truth_of_any_part(test: ast.expr, wanted: bool) -> bool | None:
+    # Python 3.11 attributes all of an assertion to the statement: the parts have to agree.
+    while isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        test, wanted = test.operand, not wanted
+    mixed = isinstance(test, ast.BoolOp) and any(isinstance(n, ast.Not) for n in ast.walk(test))
+    return None if mixed else wanted
 
 
 def _innermost_user_step(traceback: TracebackType | None) -> TracebackType | None:
@@ -166,8 +176,12 @@ def _expression_at(code: CodeType, instruction: int) -> str:
     if not exact:
         return ""
     expression = exact[-1]
-    if isinstance(expression, (ast.For, ast.comprehension)):
+    if isinstance(expression, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        expression = expression.generators[0].iter
+    elif isinstance(expression, ast.For):
         expression = expression.iter
+    elif isinstance(expression, (ast.If, ast.While, ast.Assert)):
+        expression = expression.test
     return " ".join(ast.unparse(expression).split())
 
 
@@ -179,7 +193,8 @@ def _branches(file: str, span: _Span) -> list[ast.stmt]:
     found = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, (ast.If, ast.Assert, ast.While)) and _contains(node.test, span)
+        if isinstance(node, (ast.If, ast.Assert, ast.While))
+        and (_contains(node.test, span) or _span_of(node) == span)
     ]
     return list(reversed(found))
 

@@ -217,7 +217,8 @@ def _names() -> dict[Any, str]:
         names[getattr(operator, name)] = f"operator.{name}"
     for packet in ("quantize", "dequantize", "dequantize_weight", "conv", "conv_transpose",
                    "linear", "add", "mul", "channel_affine", "lookup", "requantize", "avg_pool",
-                   "adaptive_avg_pool", "mean", "max_pool"):  # fmt: skip
+                   "adaptive_avg_pool", "mean", "max_pool", "linear_dynamic", "lstm_dynamic",
+                   "gru_dynamic"):  # fmt: skip
         names[getattr(torch.ops.fxquant, packet).default] = f"fxquant.{packet}"
     names[add_relu] = "fxquant.add_relu_float"
     names[pair] = "fxquant.pair"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from fxquant.dynamic import check_dynamic, dynamic_refusal
 from fxquant.operations import Kind, classify, layer_of
 from fxquant.recipe import Recipe
 from fxquant.spec import QuantSpec
@@ -38,13 +39,15 @@ class Plan:
     """What is quantized and how. All keys are node names.
 
     `kinds`: every operation's kind. `reasons`: why an operation stays float.
-    `values`: the quantizers. `weights`: the weight spec of each quantized layer.
+    `values`: the quantizers. `weights`: the weight spec of each quantized layer. `dynamic`: the
+    layers whose inputs are quantized at run time.
     """
 
     kinds: dict[str, Kind]
     reasons: dict[str, str]
     values: tuple[ValueSite, ...]
     weights: dict[str, QuantSpec] = field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
 
     def runs_on_integers(self, node: fx.Node) -> bool:
         """Whether `node` is an operation that was not left in float."""
@@ -72,6 +75,8 @@ class _Planner:
         self.last_layer = self.layers[-1] if self.layers else None
 
     def plan(self) -> Plan:
+        if self.recipe.dynamic:
+            return self._dynamic_plan()
         self._decide_forwards()
         self._follow_consumers()
         sites = self._sites()
@@ -80,6 +85,38 @@ class _Planner:
             reasons={node.name: reason for node, reason in self.reasons.items()},
             values=sites,
             weights={node.name: spec for node, spec in self.weights.items()},
+        )
+
+    def _dynamic_plan(self) -> Plan:
+        """Linear and recurrent layers with their weights; everything else stays float."""
+        check_dynamic(self.recipe, None)
+        started = not self.recipe.start_at
+        for node in self.nodes:
+            operation = classify(node, self.root)
+            if node.op in ("placeholder", "get_attr", "output") or operation.kind is Kind.SHAPE:
+                continue
+            path = module_path(node)
+            where = (path, self._type_name(node), self._position(node))
+            started = started or self.recipe.starts_at(path)
+            self.kinds[node] = operation.kind
+            if refusal := dynamic_refusal(node, self.root):
+                self.reasons[node] = refusal
+            elif not started:
+                self.reasons[node] = f"quantization starts at {self.recipe.start_at!r}"
+            elif self.recipe.keeps_float(*where):
+                self.reasons[node] = "the recipe keeps it in float"
+            elif (weight := self.recipe.spec_for_weight(*where)) is None:
+                self.reasons[node] = "the recipe keeps its weights in float"
+            else:
+                check_dynamic(self.recipe, weight)
+                self.kinds[node] = Kind.LAYER
+                self.weights[node] = weight
+        return Plan(
+            kinds={node.name: kind for node, kind in self.kinds.items()},
+            reasons={node.name: reason for node, reason in self.reasons.items()},
+            values=(),
+            weights={node.name: spec for node, spec in self.weights.items()},
+            dynamic=frozenset(node.name for node in self.weights),
         )
 
     # -- operations ------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def to_toml(table: Mapping[str, Any]) -> str:
 def _write(table: Mapping[str, Any], where: str, lines: list[str]) -> None:
     nested: list[tuple[str, Any]] = []
     for key, value in table.items():
-        if isinstance(value, Mapping) or _is_tables(value):
+        if (isinstance(value, Mapping) and key != "options") or _is_tables(value):
             nested.append((key, value))
         else:
             lines.append(f"{key} = {_value(value)}")
@@ -176,6 +176,9 @@ def _is_tables(value: object) -> bool:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{key} = {_value(item)}" for key, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, str):

@@ -59,7 +59,8 @@ class Report:
     def int8_share(self) -> float:
         """The share of the multiply-accumulates that run on 8-bit integers, 0 to 1."""
         total = self.macs
-        return sum(row.macs for row in self.coverage if row.runs_in == "int8") / max(1, total)
+        integers = ("int8", "dynamic int8")
+        return sum(row.macs for row in self.coverage if row.runs_in in integers) / max(1, total)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the records of the passes without times, so that it is reproducible."""

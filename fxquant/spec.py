@@ -278,13 +278,13 @@ class QParams:
 
     def dequantize(self, q: Tensor) -> Tensor:
         """The float32 values of codes: (q - zero_point) * scale."""
-        steps = q.to(torch.float32) - self._aligned(self.zero_point, q.dim())
-        return steps * self._aligned(self.scale, q.dim())
+        steps = q.to(torch.float32) - self.aligned(self.zero_point, q.dim())
+        return steps * self.aligned(self.scale, q.dim())
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """``dequantize(quantize(x))`` without leaving float; of x's dtype, no gradient."""
-        steps = self._codes(x).sub_(self._aligned(self.zero_point, x.dim()))
-        return steps.mul_(self._aligned(self.scale, x.dim())).to(x.dtype)
+        steps = self._codes(x).sub_(self.aligned(self.zero_point, x.dim()))
+        return steps.mul_(self.aligned(self.scale, x.dim())).to(x.dtype)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The smallest and the largest value that the codes reach, float32 shaped as `scale`."""
@@ -303,11 +303,12 @@ class QParams:
         )
 
     def _codes(self, x: Tensor) -> Tensor:
-        scaled = x.detach().to(torch.float32) * self._aligned(self.inverse_scale, x.dim())
-        scaled.round_().add_(self._aligned(self.zero_point, x.dim()))
+        scaled = x.detach().to(torch.float32) * self.aligned(self.inverse_scale, x.dim())
+        scaled.round_().add_(self.aligned(self.zero_point, x.dim()))
         return scaled.clamp_(self.qmin, self.qmax)
 
-    def _aligned(self, values: Tensor, dims: int) -> Tensor:
+    def aligned(self, values: Tensor, dims: int) -> Tensor:
+        """A vector shaped as `scale`, viewed so that it broadcasts over a tensor of `dims`."""
         if self.axis is None or dims == 0:
             return values.reshape(()) if dims == 0 else values
         shape = [1] * dims

@@ -38,7 +38,7 @@ WEIGHT_OBSERVERS: dict[str, dict[str, Any]] = {
     "abs-max": {"weights.observer": "abs_max"},
     "min-max": {"weights.observer": "min_max"},
     "histogram": {"weights.observer": "histogram"},
-    "p-norm 2.4": {"weights.observer": "p_norm", "weights.options": {"p": 2.4}},
+    "p-norm 2.4": {"weights.observer": "p_norm_2.4"},
     "MSE": {"weights.observer": "mse"},
 }
 OBSERVERS = tuple(
@@ -47,7 +47,6 @@ OBSERVERS = tuple(
         {
             **changes,
             "activations.observer": "histogram",
-            "activations.options": {},
             "activations.reduce_range": reduce_range,
         },
     )
@@ -63,8 +62,8 @@ CALIBRATION_SIZE = tuple(
 SCHEMES: dict[str, dict[str, Any]] = {
     "abs-max": {"weights.observer": "abs_max"},
     "min-max": {"weights.observer": "min_max"},
-    "p-norm 2.0": {"weights.observer": "p_norm", "weights.options": {"p": 2.0}},
-    "p-norm 2.4": {"weights.observer": "p_norm", "weights.options": {"p": 2.4}},
+    "p-norm 2.0": {"weights.observer": "p_norm_2.0"},
+    "p-norm 2.4": {"weights.observer": "p_norm_2.4"},
     "MSE": {"weights.observer": "mse"},
 }
 WEIGHT_SCHEMES = tuple(
@@ -225,7 +224,7 @@ def sweep(
         try:
             compiled = fxquant.compile(
                 model,
-                recipe.replace(setting.changes),
+                recipe.replace({**setting.changes, "calibration.images": 0}),
                 calibration=_FirstImages(batches, images),
                 target=target,
             )

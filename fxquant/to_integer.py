@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
+from fxquant.dynamic import emit_dynamic, has_batch_dimension
 from fxquant.functional_forms import functional_form
-from fxquant.integer.tables import build_table
+from fxquant.integer import build_table, largest_bias
 from fxquant.operations import Kind, layer_of, table_function
 from fxquant.plan import Plan
 from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
@@ -93,6 +94,8 @@ class _Conversion:
                 self.graph.output(fx.map_arg(node.args[0], self._float_or_plain))
             elif self._is_quantizer(node):
                 self._quantizer(node)
+            elif node.name in self.plan.dynamic:
+                self.floats[node] = self._dynamic(node)
             elif self.plan.runs_on_integers(node):
                 self._integer_operation(node)
             else:
@@ -205,34 +208,27 @@ class _Conversion:
         if node.target is F.pad:
             kwargs["value"] = grid.zero_point
         target: Any = node.target
-        if target is F.max_pool1d:
-            emitted = self._max_pool1d(args[0], kwargs, grid)
+        if target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
+            emitted = self._max_pool(node, args[0], kwargs, grid)
         else:
             emitted = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             self._annotate(emitted, grid)
         self.integers[node] = _Integers(emitted, grid)
 
-    def _max_pool1d(self, x: Any, kwargs: dict[str, Any], grid: Grid) -> fx.Node:
-        """Torch has the maximum of integers in two dimensions only."""
-
-        def two(value: Any, first: int) -> tuple[int, Any]:
-            return (first, value[0] if isinstance(value, (tuple, list)) else value)
-
-        wide = self._emit(torch.unsqueeze, (x, -2), grid)
-        stride = kwargs.get("stride") or kwargs["kernel_size"]
-        pooled = self.graph.create_node(
-            "call_function",
-            F.max_pool2d,
-            (wide,),
-            {
-                "kernel_size": two(kwargs["kernel_size"], 1),
-                "stride": two(stride, 1),
-                "padding": two(kwargs.get("padding", 0), 0),
-                "dilation": two(kwargs.get("dilation", 1), 1),
-                "ceil_mode": kwargs.get("ceil_mode", False),
-            },
+    def _max_pool(self, node: fx.Node, x: Any, kwargs: dict[str, Any], grid: Grid) -> fx.Node:
+        target: Any = node.target
+        dimensions = int(target.__name__[-2])
+        kernel = _expand(kwargs["kernel_size"], dimensions)
+        stride = kwargs.get("stride")
+        args = (
+            x,
+            kernel,
+            kernel if stride in (None, ()) else _expand(stride, dimensions),
+            _expand(kwargs.get("padding", 0), dimensions),
+            _expand(kwargs.get("dilation", 1), dimensions),
+            bool(kwargs.get("ceil_mode", False)),
         )
-        return self._emit(torch.squeeze, (self._annotate(pooled, grid), -2), grid)
+        return self._emit(OPS.max_pool.default, args, grid)
 
     # -- float operations ----------------------------------------------------------------
 
@@ -269,6 +265,25 @@ class _Conversion:
             return self._annotate(created, None)
 
         self.floats[node] = form(module, constant, call, args, kwargs)
+
+    def _dynamic(self, node: fx.Node) -> fx.Node:
+        """A layer that quantizes its own input at run time: float in, float out."""
+        path = str(node.target)
+        module = self.source.get_submodule(path)
+        args = fx.map_arg(node.args, self._float_or_plain)
+        kwargs = dict(fx.map_arg(node.kwargs, self._float_or_plain))
+        y = emit_dynamic(
+            path,
+            module,
+            args,
+            kwargs,
+            batched=has_batch_dimension(node),
+            constant=self._constant,
+            call=lambda target, operands: self._emit(target, operands, None),
+        )
+        if len(args) > 1 and isinstance(module, FusedLayer):
+            y = self._emit(torch.add, (y, args[1]), None)
+        return self._activate(y, _activation(self.source, node))
 
     def _copy_module(self, path: str, module: nn.Module) -> None:
         *parents, leaf = path.split(".")
@@ -336,18 +351,26 @@ class _Conversion:
         path = str(node.target)
         module = self.source.get_submodule(path)
         assert isinstance(module, FusedLayer)
-        assert isinstance(module.weight_quantizer, WeightQuantizer)
+        quantizer = module.weight_quantizer
+        assert isinstance(quantizer, WeightQuantizer)
         layer: Any = module.layer
         x, *residual = (self.integers[source] for source in node.args)  # type: ignore[index]
-        weight, scale, zero_point = self._weight(path, layer, module.weight_quantizer)
+        weight, scale, zero_point = self._weight(path, layer, quantizer)
         bias = None
         if layer.bias is not None:
-            step = x.grid.scale * module.weight_quantizer.qparams.scale.double().flatten()
+            step = x.grid.scale * quantizer.qparams.scale.double().flatten()
             rounded = (layer.bias.detach().double() / step).round()
-            limit = 2**31 - 1
-            bias = self._constant(
-                f"{path}.bias", rounded.clamp(-limit, limit).to(torch.int32)
-            )
+            # A channel whose weights are next to nothing can have a bias beyond any sum that
+            # its accumulator holds; its output saturates long before.
+            limit = largest_bias(
+                quantizer.quantize(layer.weight.detach()),
+                quantizer.qparams.zero_point if quantizer.qparams.zero_point.any() else None,
+                x.grid.dtype,
+                x.grid.zero_point,
+                transposed=type(layer).__name__.startswith("ConvTranspose"),
+                groups=getattr(layer, "groups", 1),
+            ).double()
+            bias = self._constant(f"{path}.bias", rounded.clamp(-limit, limit).to(torch.int32))
         extra = tuple(
             item for value in residual for item in (value.node, *value.grid.input)
         )
@@ -432,7 +455,7 @@ def _emit_pair(conversion: _Conversion, node: fx.Node, grid: Grid) -> fx.Node:
 def _emit_table(conversion: _Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     x = conversion.integers[node.all_input_nodes[0]]
     name, function = table_function(node)
-    if x.grid.dtype != torch.uint8:
+    if x.grid.dtype != torch.uint8 or grid.dtype != torch.uint8:
         # 65,536 entries are no table: the function is computed in float inside the operation.
         floats = conversion._emit(OPS.dequantize.default, (x.node, *x.grid.input), None)
         conversion.floats[node.all_input_nodes[0]] = floats

@@ -95,6 +95,38 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
     return Traced(graph_module, {path: why for path, why in reasons.items() if path in called})
 
 
+class _Proxy(fx.Proxy):
+    """Records writes in place as such: torch.fx takes ``x += y`` for ``x = x + y``."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        length = _known_length(self.node)
+        if length is None:
+            # A TypeError lets `list` and `*` go on to iterate.
+            raise TypeError("'len' of a value that is known only when the model runs")
+        return length
+
+    def _write(self, target: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._write(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._write(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._write(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._write(operator.itruediv, other)
+
+    def __ifloordiv__(self, other: Any) -> Any:
+        return self._write(operator.ifloordiv, other)
+
+
 class _Tracer(fx.Tracer):
     """Leaves at `torch.nn` and at `leaves`; remembers in which submodule tracing failed."""
 
@@ -103,7 +135,6 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
         self.inputs = inputs
         self.failed = ""
-        self.made = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves or is_leaf(m)
@@ -122,7 +153,9 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or path
+            # A leaf fails on what it is handed, which is its caller's doing.
+            if not self.failed and not self.is_leaf_module(m, path):
+                self.failed = path
             raise
 
     def _install(self, module: nn.Module) -> str:
@@ -133,8 +166,8 @@ class _Tracer(fx.Tracer):
                     f"a {type(part).__name__} that is no registered submodule is in training "
                     "mode: make it in __init__ and assign it to self"
                 )
-        path = f"made_in_forward_{self.made}"
-        self.made += 1
+        number = sum(name.startswith("made_in_forward") for name in self.root._modules)
+        path = f"made_in_forward_{number}"
         self.root.add_module(path, module)
         paths = cast(dict[nn.Module, str], self.submodule_paths)
         for name, submodule in module.named_modules(prefix=path):
@@ -151,6 +184,9 @@ class _Tracer(fx.Tracer):
         if line:
             node.meta["stack_trace"] = line
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         bool_frame = sys._getframe(1)  # Proxy.__bool__, which the user's code called

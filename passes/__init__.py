@@ -1,6 +1,9 @@
 """Rewrites of torch.fx graphs: mechanism without an opinion about bits or scales."""
 
 from passes.apply_rules import ApplyRules
+from passes.assign_one_sided import AssignOneSided, OneSidedQuantizer
+from passes.canonicalize import Canonicalize
+from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu
@@ -10,30 +13,39 @@ from passes.infra.errors import OrderError, PassError, VerificationError
 from passes.infra.pattern import Call, Rule, RuleTable, call
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
+from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
 from passes.regions import InsideBlocks, Region, branching_regions, trunk
+from passes.split_shared_modules import SplitSharedModules
 
 __all__ = [
     "ACTIVATIONS",
     "FUSIBLE_LAYERS",
     "ApplyRules",
+    "AssignOneSided",
     "Call",
+    "Canonicalize",
     "Decline",
+    "EliminateNoops",
     "FoldBatchNorm",
     "FuseConvBnRelu",
     "FusedLayer",
     "InferRanges",
+    "InsertQuantDequant",
     "InsideBlocks",
     "Interval",
+    "OneSidedQuantizer",
     "OrderError",
     "Pass",
     "PassError",
     "PassRecord",
     "PassResult",
     "Pipeline",
+    "QuantizerSite",
     "Region",
     "Rewriter",
     "Rule",
     "RuleTable",
+    "SplitSharedModules",
     "TensorInfo",
     "VerificationError",
     "add_relu",

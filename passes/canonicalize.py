@@ -147,7 +147,7 @@ def _canonical_method(node: fx.Node, name: str) -> _Call | None:
         return None  # the same bits as another type: no shape
     if name in METHODS:
         return _bind(METHODS[name], node.args, node.kwargs)
-    function = getattr(torch, name, None)
+    function: Any = getattr(torch, name, None)
     same = callable(function) and not isinstance(function, type) and hasattr(Tensor, name)
     if not same or name in UNKNOWN_METHODS or not is_tensor(node.args[0]):
         return None

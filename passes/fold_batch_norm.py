@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from passes.canonicalize import Canonicalize
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
 from passes.layers import (
@@ -52,6 +53,7 @@ class FoldBatchNorm(Pass):
     """
 
     exact = True
+    after = (Canonicalize,)
 
     def __init__(self, where: Callable[[fx.Node], bool] = lambda layer: True) -> None:
         self.where = where

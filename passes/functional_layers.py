@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,8 @@ _LAYERS: dict[Any, tuple[str, dict[str, Any]]] = {
     F.conv_transpose3d: ("ConvTranspose3d", {**_WEIGHTED, **_TRANSPOSED}),
     F.batch_norm: (
         "BatchNorm",
-        {
-            **{"input": None, "running_mean": None, "running_var": None, "weight": None},
-            **{"bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
-        },
+        dict.fromkeys(("input", "running_mean", "running_var", "weight", "bias"))
+        | {"training": False, "momentum": 0.1, "eps": 1e-5},
     ),
     F.layer_norm: (
         "LayerNorm",
@@ -43,6 +41,8 @@ _LAYERS: dict[Any, tuple[str, dict[str, Any]]] = {
         {"input": None, "num_groups": None, "weight": None, "bias": None, "eps": 1e-5},
     ),
 }
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_Tensors = dict[str, Tensor | None]
 _STORED = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -63,9 +63,9 @@ def make_layer_modules(rewriter: Rewriter) -> tuple[Decline, ...]:
             for name in _STORED
             if name in given
         }
-        module = _build(kind, node, given, tensors)
+        module = _build(kind, given, tensors)
         if module is None:
-            declines.append(Decline.at(node, "the rank of its input is not known"))
+            declines.append(Decline.at(node, "the shape of its input is not known"))
             continue
         path = _free_path(rewriter, node, given)
         with rewriter.before(node):
@@ -94,50 +94,87 @@ def _stored(rewriter: Rewriter, node: fx.Node) -> Tensor:
     return get_tensor(rewriter.graph_module, str(node.target))
 
 
-def _build(
-    kind: str, node: fx.Node, given: dict[str, Any], tensors: dict[str, Tensor | None]
-) -> nn.Module | None:
-    """A module of `torch.nn` that holds `tensors`, without ever allocating others."""
-    options: dict[str, Any] = {"device": "meta"}
-    weight: Any = tensors.get("weight")
-    bias = tensors.get("bias") is not None
-    module: Any
-    if kind == "Linear":
-        module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias, **options)
-    elif kind.startswith("Conv"):
-        options |= {name: _plain(given[name]) for name in _CONVOLUTION}
-        transposed = kind.startswith("ConvTranspose")
-        if transposed:
-            options["output_padding"] = _plain(given["output_padding"])
-        inner, outer = (0, 1) if transposed else (1, 0)
-        channels = [0, 0]
-        channels[inner if not transposed else 0] = 0
-        in_channels = weight.shape[0] if transposed else weight.shape[1] * given["groups"]
-        out_channels = weight.shape[1] * given["groups"] if transposed else weight.shape[0]
-        window = tuple(weight.shape[2:])
-        module = getattr(nn, kind)(in_channels, out_channels, window, bias=bias, **options)
-    elif kind == "BatchNorm":
-        info = tensor_info(given["input"])
-        axes = {2: 1, 3: 1, 4: 2, 5: 3}.get(len(info.shape)) if info is not None else None
-        if axes is None:
-            return None
-        mean: Any = tensors["running_mean"]
-        affine = weight is not None or bias
-        options |= {"eps": given["eps"], "momentum": given["momentum"], "affine": affine}
-        module = getattr(nn, f"BatchNorm{axes}d")(mean.numel(), **options)
-        module.num_batches_tracked = None
-    elif kind == "LayerNorm":
-        options |= {"eps": given["eps"], "elementwise_affine": weight is not None, "bias": bias}
-        module = nn.LayerNorm(list(given["normalized_shape"]), **options)
-    else:
-        info = tensor_info(given["input"])
-        if info is None:
-            return None
-        options |= {"eps": given["eps"], "affine": weight is not None}
-        module = nn.GroupNorm(given["num_groups"], info.shape[1], **options)
+def _build(kind: str, given: dict[str, Any], tensors: _Tensors) -> nn.Module | None:
+    """A module of `torch.nn` that holds `tensors`; None where the shape that it needs is unknown.
+
+    It is made on the meta device: no memory is filled with weights that nobody reads.
+    """
+    with torch.device("meta"):
+        module = _empty(kind, given, tensors)
+    if module is None:
+        return None
     for name, tensor in tensors.items():
-        if name.startswith("running"):
-            setattr(module, name, tensor)
+        if not name.startswith("running"):
+            parameter = isinstance(tensor, nn.Parameter) or tensor is None
+            held = tensor if parameter else nn.Parameter(cast(Tensor, tensor), requires_grad=False)
+            module.register_parameter(name, cast("nn.Parameter | None", held))
         else:
-            setattr(module, name, _parameter(tensor))
+            module.register_buffer(name, tensor)
+    if kind == "BatchNorm":
+        module.register_buffer("num_batches_tracked", None)
     return module.eval()
+
+
+def _empty(kind: str, given: dict[str, Any], tensors: _Tensors) -> nn.Module | None:
+    weight, bias = tensors["weight"], tensors["bias"] is not None
+    info = tensor_info(given["input"])
+    rank = len(info.shape) if info is not None else 0
+    if kind == "LayerNorm":
+        return nn.LayerNorm(list(given["normalized_shape"]), given["eps"], bias=bias)
+    if kind == "GroupNorm":
+        groups, eps = given["num_groups"], given["eps"]
+        return nn.GroupNorm(groups, info.shape[1], eps) if info is not None else None
+    if kind == "BatchNorm":
+        norm = _BATCH_NORMS.get(rank)
+        mean = cast(Tensor, tensors["running_mean"])
+        return norm(mean.numel(), given["eps"], given["momentum"]) if norm is not None else None
+    assert weight is not None
+    if kind == "Linear":
+        return nn.Linear(weight.shape[1], weight.shape[0], bias)
+    # A convolution's weight is [out, in / groups, ...], a transposed one's [in, out / groups, ...].
+    channels = [weight.shape[0], weight.shape[1] * given["groups"]]
+    if not kind.startswith("ConvTranspose"):
+        channels.reverse()
+    names = [name for name in _TRANSPOSED if name in given]
+    options = {name: _plain(given[name]) for name in names}
+    module: nn.Module = getattr(nn, kind)(*channels, tuple(weight.shape[2:]), bias=bias, **options)
+    return module
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _free_path(rewriter: Rewriter, node: fx.Node, given: dict[str, Any]) -> str:
+    """Where the module goes: the module that the weights were in, or beside it."""
+    source = given["weight"] if given["weight"] is not None else given.get("running_mean")
+    owner, _, leaf = str(source.target).rpartition(".") if source is not None else ("", "", "")
+    root = rewriter.graph_module
+    if owner and leaf in ("weight", "running_mean") and _holds_only(rewriter, owner, node):
+        return owner
+    base = f"{owner}.{node.name}" if owner and not owner.startswith(node.name) else node.name
+    path, number = base, 0
+    while _exists(root, path):
+        number += 1
+        path = f"{base}_{number}"
+    return path
+
+
+def _holds_only(rewriter: Rewriter, owner: str, node: fx.Node) -> bool:
+    """Whether nothing but the weights of `node` is read from below `owner`."""
+    for other in rewriter.graph.nodes:
+        inside = str(other.target) == owner or str(other.target).startswith(f"{owner}.")
+        if other.op == "call_module" and inside:
+            return False
+        if other.op == "get_attr" and inside and any(user is not node for user in other.users):
+            return False
+    return True
+
+
+def _exists(root: nn.Module, path: str) -> bool:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name, None)
+        if value is None:
+            return False
+    return True

@@ -56,6 +56,9 @@ def functionalize(rewriter: Rewriter) -> None:
     Raises PassError where a tensor is read after a write into a view of it that cannot be undone.
     """
     for node in list(rewriter.graph.nodes):
+        if node.target in _OPERATORS and not is_tensor(node.args[0]):
+            rewriter.replace_call(node, _OPERATORS[node.target], node.args)  # of numbers
+            continue
         written = _written(node)
         if written is not None:
             new = _functional(rewriter, node, written)
@@ -77,23 +80,25 @@ def _name(node: fx.Node) -> str:
 
 def _written(node: fx.Node) -> fx.Node | None:
     """The tensor that `node` writes into, if it does."""
-    operand: Any = node.args[0] if node.args else node.kwargs.get("input")
-    writes: bool = False
-    if node.op == "call_module":
-        module = _module(node)
-        inplace = vars(module).get("inplace") is True
-        writes = inplace and not isinstance(module, nn.modules.dropout._DropoutNd)
-    elif isinstance(node.kwargs.get("out"), fx.Node):
-        operand, writes = node.kwargs["out"], True
-    elif "dropout" not in _name(node) and node.op in ("call_function", "call_method"):
-        name = _name(node)
-        writes = name.endswith("_") and not name.endswith("__") and name not in _NO_WRITES
-        writes = writes and name not in ("and_", "or_", "not_", "is_")
-        writes = writes or node.kwargs.get("inplace") is True
-        writes = writes or node.target in (*_OPERATORS, operator.setitem)
-    if not writes or not isinstance(operand, fx.Node):
+    operand = node.args[0] if node.args else node.kwargs.get("input")
+    if isinstance(node.kwargs.get("out"), fx.Node):
+        operand = node.kwargs["out"]
+    elif not _writes_first_operand(node):
         return None
-    return operand if is_tensor(operand) or node.target not in _OPERATORS else None
+    return operand if isinstance(operand, fx.Node) else None
+
+
+def _writes_first_operand(node: fx.Node) -> bool:
+    module, name = _module(node), _name(node)
+    if module is not None:
+        inplace = vars(module).get("inplace") is True
+        return inplace and not isinstance(module, nn.modules.dropout._DropoutNd)
+    if "dropout" in name or name in (*_NO_WRITES, "and_", "or_", "not_", "is_"):
+        return False
+    if node.target in _OPERATORS or node.target is operator.setitem:
+        return True
+    ends = name.endswith("_") and not name.endswith("__")
+    return ends or node.kwargs.get("inplace") is True
 
 
 def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
@@ -101,7 +106,7 @@ def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
     kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
     module = _module(node)
     if module is not None:
-        module.inplace = False
+        vars(module)["inplace"] = False
         rewriter.modified = True
         return node
     if node.target in _OPERATORS:

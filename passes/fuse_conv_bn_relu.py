@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fused_layer import FusedLayer, add_relu
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
@@ -18,8 +19,6 @@ from passes.layers import call_sites, find_layer, only_user, why_not_layer
 __all__ = ["FuseConvBnRelu", "fusible_activation"]
 
 _ACTIVATIONS = {F.relu: "relu", F.relu6: "relu6"}
-_CLAMPS = {F.hardtanh: ("min_val", "max_val"), torch.clamp: ("min", "max")}
-_BOUNDS: dict[tuple[Any, ...], str] = {(0, None): "relu", (0, 6): "relu6"}
 
 
 class FuseConvBnRelu(Pass):
@@ -49,7 +48,7 @@ class FuseConvBnRelu(Pass):
     """
 
     exact = True
-    after = (FoldBatchNorm,)
+    after = (Canonicalize, FoldBatchNorm)
 
     def __init__(
         self, where: Callable[[fx.Node], bool] = lambda node: True, *, residual: bool = True
@@ -58,7 +57,7 @@ class FuseConvBnRelu(Pass):
         self.residual = residual
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
-        """Additions first: a layer that takes a residual in still takes the ReLU behind it."""
+        """One sweep in execution order; a layer that takes a residual in takes its ReLU too."""
         rewriter = Rewriter(graph_module)
         sites = call_sites(graph_module.graph)
         position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
@@ -87,13 +86,11 @@ class FuseConvBnRelu(Pass):
 
 
 def fusible_activation(node: Any) -> str | None:
-    """``"relu"`` or ``"relu6"`` where `node` computes just that, in any spelling; else None."""
+    """``"relu"`` or ``"relu6"`` where `node` computes just that; else None."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
-    target: Any = node.target
-    if target in _CLAMPS:
-        return _BOUNDS.get(tuple(node.kwargs.get(name) for name in _CLAMPS[target]))
-    return _ACTIVATIONS.get(target)
+    function: Any = node.target
+    return _ACTIVATIONS.get(function)
 
 
 def _is_addition(node: fx.Node) -> bool:

@@ -6,6 +6,9 @@ import math
 
 from torch import Tensor, fx, nn
 
+from passes.canonicalize import Canonicalize
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.fused_layer import FusedLayer
 from passes.infra.base import Pass, PassResult
 from passes.infra.rewrite import get_tensor
@@ -31,6 +34,7 @@ class InferRanges(Pass):
     """
 
     exact = True
+    after = (Canonicalize, FoldBatchNorm, FuseConvBnRelu)
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
         """One sweep in execution order; what an earlier run found is found anew."""

@@ -80,8 +80,8 @@ def module_form(module: nn.Module) -> _Form | None:
         return F.softmax, {"dim": -3}
     kind = type(module).__name__[:-2]
     if type(module).__module__ == "torch.nn.modules.padding" and kind in _PADDING_MODES:
-        parameters = {"pad": module.padding, "mode": _PADDING_MODES[kind]}
+        parameters: dict[str, Any] = {"pad": module.padding, "mode": _PADDING_MODES[kind]}
         if kind in ("ZeroPad", "ConstantPad"):
-            parameters["value"] = getattr(module, "value", 0.0)
+            parameters["value"] = vars(module).get("value", 0.0)
         return F.pad, parameters
     return None

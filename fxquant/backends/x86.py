@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.backends import x86_kernels as kernels
+from fxquant.backends import x86_recurrent as recurrent
 from fxquant.to_integer import Grid
 from passes import tensor_info
 
@@ -325,7 +326,7 @@ def _lower_linear(lowering: _Lowering, node: fx.Node) -> Lowered:
         if zero_point is not None:
             return None
         scale = scale.expand(weight.shape[0]).contiguous()
-        packed = torch.ops.onednn.qlinear_prepack(weight.t().contiguous().t(), None)
+        packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
         constants = {
             "packed": packed,
             "scale": scale,
@@ -426,6 +427,14 @@ def _lower_pool(lowering: _Lowering, node: fx.Node) -> Lowered:
     )  # fmt: skip
 
 
+def _lower_max_pool(lowering: _Lowering, node: fx.Node) -> Lowered:
+    a = _arguments(node)
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    window = (fx.map_arg(a[name], lowering.movable) for name in names)
+    pool = getattr(F, f"max_pool{len(a['kernel_size'])}d")
+    return lowering.emit(pool, lowering.quantized(a["x"]), *window)
+
+
 def _lower_mean(
     lowering: _Lowering, node: fx.Node, a: dict[str, Any], x: fx.Node
 ) -> fx.Node:
@@ -462,11 +471,13 @@ def _lower_movement(lowering: _Lowering, node: fx.Node) -> Lowered:
 _ON_QUANTIZED: set[Any] = {
     torch.cat, torch.stack, torch.reshape, torch.flatten, torch.permute, torch.transpose,
     torch.unsqueeze, torch.squeeze, torch.chunk, torch.split, F.channel_shuffle,
-    F.interpolate, F.max_pool1d, F.max_pool2d, F.max_pool3d, operator.getitem,
+    F.interpolate, operator.getitem,
 }  # fmt: skip
 
 _TO_FLOAT: set[Any] = {OPS.dequantize.default, OPS.conv.default, OPS.linear.default,
-                       OPS.conv_transpose.default, OPS.dequantize_weight.default}
+                       OPS.conv_transpose.default, OPS.dequantize_weight.default,
+                       OPS.linear_dynamic.default, OPS.lstm_dynamic.default,
+                       OPS.gru_dynamic.default}
 
 
 def _lower_weight(lowering: _Lowering, node: fx.Node) -> Lowered:
@@ -474,6 +485,42 @@ def _lower_weight(lowering: _Lowering, node: fx.Node) -> Lowered:
     target: Any = node.target
     args = [lowering.tensor(a) if isinstance(a, fx.Node) else a for a in node.args]
     return lowering.attribute(node.name, target(*args))
+
+
+def _lower_linear_dynamic(lowering: _Lowering, node: fx.Node) -> Lowered:
+    a = _arguments(node)
+    weight, scale = lowering.tensor(a["weight"]), lowering.tensor(a["weight_scale"])
+    assert weight is not None
+    assert scale is not None
+    info = tensor_info(a["x"])
+    if info is None or len(info.shape) < 2:
+        return None
+    quantized = kernels.quantized_weight(weight, scale, None)
+    packed = kernels.pack_linear(quantized, lowering.tensor(a["bias"]))
+    constant = lowering.attribute(f"{node.name}_packed", packed)
+    return lowering.emit(Q.linear_dynamic.default, lowering.other(a["x"]), constant)
+
+
+def _lower_recurrent(lowering: _Lowering, node: fx.Node) -> Lowered:
+    a = _arguments(node)
+    weights, scales, biases = (
+        [tensor for n in a[key] if (tensor := lowering.tensor(n)) is not None]
+        for key in ("weights", "scales", "biases")
+    )
+    constants = [
+        lowering.attribute(f"{node.name}_cell{index}", cell)
+        for index, cell in enumerate(recurrent.pack_cells(weights, scales, biases))
+    ]
+    return lowering.emit(
+        recurrent.lstm if node.target is OPS.lstm_dynamic.default else recurrent.gru,
+        lowering.other(a["x"]),
+        [lowering.other(value) for value in a["hx"]],
+        constants,
+        weights[1].shape[1],
+        a["num_layers"],
+        a["bidirectional"],
+        a["batch_first"],
+    )
 
 
 _LOWERINGS: dict[Any, Lower] = {
@@ -490,4 +537,8 @@ _LOWERINGS: dict[Any, Lower] = {
     OPS.avg_pool.default: _lower_pool,
     OPS.adaptive_avg_pool.default: _lower_pool,
     OPS.mean.default: _lower_pool,
+    OPS.max_pool.default: _lower_max_pool,
+    OPS.linear_dynamic.default: _lower_linear_dynamic,
+    OPS.lstm_dynamic.default: _lower_recurrent,
+    OPS.gru_dynamic.default: _lower_recurrent,
 }

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxquant
+from fxquant import recipes
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.data import ImageBatches
@@ -116,7 +117,8 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
     )
     batch: Tensor | Sequence[Tensor] = next(iter(batches))
     comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
-    return Outcome(str(comparison), comparison.to_json())
+    data = {"model": arguments.model, "recipe": recipe.name, "rows": comparison.to_json()}
+    return Outcome(str(comparison), data)
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +168,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
 def run_recipes(arguments: argparse.Namespace) -> Outcome:
     """List the named recipes, or print one with its changes as TOML."""
     if arguments.name is None:
-        known = fxquant.recipes.describe()
+        known = recipes.describe()
         return Outcome(tabulate(known.items(), tablefmt="plain"), known)
     recipe = options.open_recipe(arguments.name, arguments.set)
     toml = recipe.to_toml()

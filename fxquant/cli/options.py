@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
-from fxquant.errors import ModelError, RecipeError
+from fxquant.errors import ModelError
 from fxquant.models import load_model
 
 RANDOM = "random"
@@ -152,16 +150,7 @@ def open_recipe(name: str, changes: Sequence[str]) -> fxquant.Recipe:
         if name.endswith(".toml")
         else fxquant.Recipe.named(name)
     )
-    values: dict[str, Any] = {}
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator or not key.strip():
-            raise RecipeError(f"--set {change!r}: expected KEY=VALUE, as in weights.bits=4")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text.strip()
-    return recipe.replace(values) if values else recipe
+    return recipe.replace(dict(map(fxquant.Recipe.parse_assignment, changes)))
 
 
 def open_calibration(arguments: argparse.Namespace) -> Batches | None:

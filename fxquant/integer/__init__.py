@@ -8,9 +8,10 @@ own; rounding is half to even.
 
 from fxquant.integer.bounds import largest_bias
 from fxquant.integer.convolution import conv, conv_transpose
+from fxquant.integer.dynamic import gru_dynamic, linear_dynamic, lstm_dynamic
 from fxquant.integer.elementwise import add, channel_affine, lookup, mul
 from fxquant.integer.linear import linear
-from fxquant.integer.pooling import adaptive_avg_pool, avg_pool, mean
+from fxquant.integer.pooling import adaptive_avg_pool, avg_pool, max_pool, mean
 from fxquant.integer.quantize import dequantize, dequantize_weight, quantize, requantize
 from fxquant.integer.tables import build_table
 
@@ -24,9 +25,13 @@ __all__ = [
     "conv_transpose",
     "dequantize",
     "dequantize_weight",
+    "gru_dynamic",
     "largest_bias",
     "linear",
+    "linear_dynamic",
     "lookup",
+    "lstm_dynamic",
+    "max_pool",
     "mean",
     "mul",
     "quantize",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from fxquant.errors import CompileError
-from fxquant.integer.bounds import check_codes
+from fxquant.integer.bounds import FLOAT32_LIMIT, Bound, check_codes
 from fxquant.integer.rounding import (
     along_dimension,
     centered,
@@ -15,35 +19,80 @@ from fxquant.integer.rounding import (
     to_codes,
 )
 
+# Float buffers of more than a few megabytes are mapped anew for every use, page by page.
+_ELEMENTS_AT_ONCE = 2**20
 
-def finish(
-    accumulator: Tensor,
-    axis: int,
-    x_scale: float,
-    weight_scale: Tensor,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None,
-    residual_scale: float,
-    residual_zero_point: int,
-) -> Tensor:
-    """Rescale ``float32(a)`` by each channel's multiplier, add the residual, round and clamp.
 
-    ``accumulator`` is float32 with its channels in dimension ``axis``; it is overwritten.
-    ``dtype=torch.float32`` returns ``float32(a) · float32(s_x · s_w)`` instead of codes.
+@dataclass(frozen=True)
+class Finish:
+    """Add the bias, rescale by each channel's multiplier, add the residual, round and clamp.
+
+    The channels are in dimension ``axis``. ``dtype=torch.float32`` gives
+    ``float32(a) · float32(s_x · s_w)`` instead of codes.
     """
-    as_codes = dtype != torch.float32
-    factors = channel_factors(x_scale, weight_scale, scale if as_codes else None)
-    real = accumulator.mul_(along_dimension(factors, accumulator.dim(), axis))
-    if not as_codes:
-        return real
-    if residual is not None:
-        factor = rescale_factor(residual_scale, scale)
-        real = real.add_(centered(residual, residual_zero_point).mul_(factor))
-    return to_codes(real, zero_point, qmin, qmax, dtype)
+
+    axis: int
+    bound: Bound
+    bias: Tensor | None
+    x_scale: float
+    weight_scale: Tensor
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+    dtype: torch.dtype
+    residual_scale: float
+    residual_zero_point: int
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        scale = None if self.dtype == torch.float32 else self.scale
+        return channel_factors(self.x_scale, self.weight_scale, scale)
+
+    def __call__(self, sums: Tensor, residual: Tensor | None) -> Tensor:
+        """Of exact sums without bias, in any type; they are overwritten."""
+        real = self._accumulator(sums)
+        real.mul_(along_dimension(self._factors, real.dim(), self.axis))
+        if self.dtype == torch.float32:
+            return real
+        if residual is not None:
+            factor = rescale_factor(self.residual_scale, self.scale)
+            real.add_(centered(residual, self.residual_zero_point).mul_(factor))
+        return to_codes(real, self.zero_point, self.qmin, self.qmax, self.dtype)
+
+    def _accumulator(self, sums: Tensor) -> Tensor:
+        """``float32(a)``: an accumulator beyond 2^24 is rounded once, with its bias."""
+        if self.bias is not None:
+            if sums.dtype == torch.float32 and self.bound.total >= FLOAT32_LIMIT:
+                sums = sums.to(torch.float64)
+            sums.add_(along_dimension(self.bias.to(sums.dtype), sums.dim(), self.axis))
+        return sums.to(torch.float32)
+
+
+def in_chunks(
+    x: Tensor,
+    residual: Tensor | None,
+    layout: torch.memory_format,
+    elements: int,
+    compute: Callable[[Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """``compute(x, residual)`` on slices of dimension 0, one result in the given layout.
+
+    ``elements`` is the size of the larger float tensor that one index of dimension 0 needs.
+    """
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, elements))
+    result: Tensor | None = None
+    for start in range(0, max(1, x.shape[0]), step):
+        rows = slice(start, start + step)
+        part = compute(x[rows], None if residual is None else residual[rows])
+        if step >= x.shape[0]:
+            return part.contiguous(memory_format=layout)
+        if result is None:
+            shape = (x.shape[0], *part.shape[1:])
+            result = torch.empty(shape, dtype=part.dtype, memory_format=layout)
+        result[rows].copy_(part)
+    assert result is not None
+    return result
 
 
 def check_call(operator: str, x: Tensor, dtype: torch.dtype, residual: Tensor | None) -> None:

@@ -1,27 +1,21 @@
 """Convolutions of one, two and three dimensions, and transposed ones.
 
-The zero point is subtracted first, so that torch's zero padding pads with the zero point. The
-integers travel in float64, whose sums are exact below 2^53 in any order: `checked_bound` proves
-the bound for the weights at hand. Samples are taken one by one, which keeps the unfolded input of
-one image in the cache and halves the time.
+The zero point is subtracted first, so that torch's zero padding pads with the zero point.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.integer.accumulators import check_call, finish
+from fxquant.integer.accumulators import Finish, check_call, in_chunks
 from fxquant.integer.bounds import checked_bound, shifted_weight, weight_reach
-from fxquant.integer.linear import exact_matmul_dtype
+from fxquant.integer.convolution_sums import Compute, Geometry, convolution_sums
 from fxquant.integer.rounding import channel_memory_format
-
-_Accumulate = Callable[[Tensor], Tensor]  # codes of one sample [1, C, ...] -> exact sums
 
 
 def conv(
@@ -53,22 +47,16 @@ def conv(
     leave its range.
     """
     check_call("conv", x, dtype, residual)
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     shifted = shifted_weight(weight, weight_zero_point)
     bound = checked_bound("conv", x.dtype, x_zero_point, weight_reach(shifted), bias)
-    pointwise = groups == 1 and not any(padding) and math.prod(weight.shape[2:]) == 1
-    accumulate: _Accumulate
-    if pointwise:
-        carrier = exact_matmul_dtype(bound, x.dtype, x_zero_point, shifted)
-        accumulate = _pointwise(shifted.to(carrier), bias, x_zero_point, stride)
-    elif groups > 1 and weight.shape[1] == 1:
-        accumulate = _depthwise(
-            shifted, bias, x.dtype, x_zero_point, stride, padding, dilation, groups
-        )
-    else:
-        accumulate = _general(shifted, bias, x_zero_point, stride, padding, dilation, groups)
-    return finish(
-        _over_samples(x, weight.dim(), accumulate),
+    size = geometry.output_size(x.shape[2 - weight.dim() :], weight.shape[2:])
+    outputs = weight.shape[0] * math.prod(size)
+    compute, bias_left = convolution_sums(shifted, bound, bias, x, x_zero_point, geometry)
+    finish = Finish(
         1 - weight.dim(),
+        bound,
+        bias_left,
         x_scale,
         weight_scale,
         scale,
@@ -76,10 +64,10 @@ def conv(
         qmin,
         qmax,
         dtype,
-        residual,
         residual_scale,
         residual_zero_point,
     )
+    return _over_samples(x, residual, weight.dim(), outputs, compute, finish)
 
 
 def conv_transpose(
@@ -112,27 +100,28 @@ def conv_transpose(
     check_call("conv_transpose", x, dtype, residual)
     shifted = shifted_weight(weight, weight_zero_point, transposed=True, groups=groups)
     reach = weight_reach(shifted, transposed=True, groups=groups)
-    checked_bound("conv_transpose", x.dtype, x_zero_point, reach, bias)
+    bound = checked_bound("conv_transpose", x.dtype, x_zero_point, reach, bias)
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
-    wide_bias = None if bias is None else bias.to(torch.float64)
+    # float64 runs as a matrix product whose results are added up: plain sums.
+    wide_weight = shifted.to(torch.float64)
 
-    def accumulate(sample: Tensor) -> Tensor:
-        wide = sample.to(torch.float64).sub_(x_zero_point)
-        result: Tensor = function(
-            wide,
-            shifted,
-            wide_bias,
+    def compute(samples: Tensor) -> Tensor:
+        sums: Tensor = function(
+            samples.to(torch.float64).sub_(x_zero_point),
+            wide_weight,
+            None,
             tuple(stride),
             tuple(padding),
             tuple(output_padding),
             groups,
             tuple(dilation),
         )
-        return result
+        return sums
 
-    return finish(
-        _over_samples(x, weight.dim(), accumulate),
+    finish = Finish(
         1 - weight.dim(),
+        bound,
+        bias,
         x_scale,
         weight_scale,
         scale,
@@ -140,112 +129,32 @@ def conv_transpose(
         qmin,
         qmax,
         dtype,
-        residual,
         residual_scale,
         residual_zero_point,
     )
+    spread = math.prod(stride) * math.prod(x.shape[2 - weight.dim() :])
+    return _over_samples(
+        x, residual, weight.dim(), groups * weight.shape[1] * spread, compute, finish
+    )
 
 
-def _over_samples(x: Tensor, batched_rank: int, accumulate: _Accumulate) -> Tensor:
-    """``float32(a)`` of every sample, in the memory format of ``x``."""
-    samples = x if x.dim() == batched_rank else x.unsqueeze(0)
-    if samples.shape[0] == 0:
-        return accumulate(samples).to(torch.float32)
-    result: Tensor | None = None
-    for index, sample in enumerate(torch.split(samples, 1)):
-        sums = accumulate(sample.contiguous())
-        if result is None:
-            shape = (samples.shape[0], *sums.shape[1:])
-            layout = channel_memory_format(samples)
-            result = torch.empty(shape, dtype=torch.float32).contiguous(memory_format=layout)
-        result[index].copy_(sums[0])
-    assert result is not None
-    return result if x.dim() == batched_rank else result.squeeze(0)
+def _over_samples(
+    x: Tensor,
+    residual: Tensor | None,
+    batched_rank: int,
+    outputs: int,
+    compute: Compute,
+    finish: Finish,
+) -> Tensor:
+    """The codes of every sample, in the memory format of ``x``."""
+    if x.dim() < batched_rank:
+        one = None if residual is None else residual.unsqueeze(0)
+        whole = _over_samples(x.unsqueeze(0), one, batched_rank, outputs, compute, finish)
+        return whole.squeeze(0)
+    layout = channel_memory_format(x)
+    elements = max(outputs, math.prod(x.shape[1:]))
 
+    def run(samples: Tensor, extra: Tensor | None) -> Tensor:
+        return finish(compute(samples.contiguous(memory_format=layout)), extra)
 
-def _general(
-    shifted: Tensor,
-    bias: Tensor | None,
-    x_zero_point: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> _Accumulate:
-    function = (F.conv1d, F.conv2d, F.conv3d)[shifted.dim() - 3]
-    wide_bias = None if bias is None else bias.to(torch.float64)
-
-    def accumulate(sample: Tensor) -> Tensor:
-        wide = sample.to(torch.float64).sub_(x_zero_point)
-        result: Tensor = function(
-            wide, shifted, wide_bias, tuple(stride), tuple(padding), tuple(dilation), groups
-        )
-        return result
-
-    return accumulate
-
-
-def _pointwise(
-    shifted: Tensor, bias: Tensor | None, x_zero_point: int, stride: Sequence[int]
-) -> _Accumulate:
-    """A kernel of one tap is a matrix product of the strided input's pixels."""
-    matrix = shifted.flatten(1)
-    column = None if bias is None else bias.to(shifted.dtype).unsqueeze(1)
-    strides = tuple(slice(None, None, step) for step in stride)
-
-    def accumulate(sample: Tensor) -> Tensor:
-        pixels = sample[(slice(None), slice(None), *strides)]
-        wide = pixels.to(shifted.dtype).sub_(x_zero_point)
-        with torch.autocast("cpu", enabled=False):
-            sums = matrix @ wide.flatten(2)
-        if column is not None:
-            sums += column
-        return sums.reshape(*sums.shape[:2], *pixels.shape[2:])
-
-    return accumulate
-
-
-def _depthwise(
-    shifted: Tensor,
-    bias: Tensor | None,
-    x_dtype: torch.dtype,
-    x_zero_point: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> _Accumulate:
-    """One input channel for each output channel: a multiply-add of whole planes for each tap."""
-    # The bound that `conv` checked is int32's for 8-bit codes and 2^53 for int16.
-    carrier = torch.int64 if x_dtype == torch.int16 else torch.int32
-    outputs_per_input = len(shifted) // groups
-    kernel = shifted.shape[2:]
-    spatial = len(kernel)
-    taps = shifted.to(carrier).flatten(2).unbind(2)
-    both_sides = [pad for pad in reversed(padding) for _ in range(2)]
-
-    def accumulate(sample: Tensor) -> Tensor:
-        wide = F.pad(sample.to(carrier).sub_(x_zero_point), both_sides)
-        if outputs_per_input > 1:
-            wide = wide.repeat_interleave(outputs_per_input, dim=1)
-        extents = [
-            (length - step * (size - 1) - 1) // hop + 1
-            for length, size, step, hop in zip(
-                wide.shape[2:], kernel, dilation, stride, strict=True
-            )
-        ]
-        sums = wide.new_zeros((sample.shape[0], len(shifted), *extents))
-        if bias is not None:
-            sums += bias.to(carrier).reshape(-1, *[1] * spatial)
-        for tap, position in zip(
-            taps, itertools.product(*(range(size) for size in kernel)), strict=True
-        ):
-            window = wide
-            for axis, index in enumerate(position):
-                start, hop = index * dilation[axis], stride[axis]
-                stop = start + hop * (extents[axis] - 1) + 1
-                window = window[(slice(None),) * (2 + axis) + (slice(start, stop, hop),)]
-            sums.addcmul_(window, tap.reshape(-1, *[1] * spatial))
-        return sums
-
-    return accumulate
+    return in_chunks(x, residual, layout, elements, run)

@@ -1,34 +1,38 @@
-"""The linear layer, and the exact matrix product that pointwise convolutions share."""
+"""The linear layer, and the type in which plain sums are exact."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fxquant.integer.accumulators import check_call, finish
+from fxquant.integer.accumulators import Finish, check_call, in_chunks
 from fxquant.integer.bounds import (
     FLOAT32_LIMIT,
+    Bound,
     checked_bound,
-    largest_input,
+    input_range,
     shifted_weight,
     weight_reach,
 )
 
 
 def exact_matmul_dtype(
-    bound: int, x_dtype: torch.dtype, x_zero_point: int, shifted: Tensor
+    bound: Bound, x_dtype: torch.dtype, x_zero_point: int, shifted: Tensor
 ) -> torch.dtype:
-    """The float type in which a matrix product of these integers is exact.
+    """The float type in which a matrix product, or any plain sum, of these integers is exact.
 
     float64 holds every partial sum below 2^53. float32 does below 2^24, whatever the order of the
     sum and with or without fused multiply-adds; and where the factors are at most 256 they are
-    exact in bfloat16 too, so that torch.set_float32_matmul_precision cannot round them. This is
-    for matrix products only: a float32 convolution may run as Winograd, which is no plain sum.
+    exact in bfloat16 too, so that no setting of torch's float32 precision can round them.
     """
-    fits = bound < FLOAT32_LIMIT and largest_input(x_dtype, x_zero_point) <= 256
-    if fits and (shifted.numel() == 0 or float(shifted.abs().max()) <= 256):
-        return torch.float32
-    return torch.float64
+    low, high = input_range(x_dtype, x_zero_point)
+    if bound.products >= FLOAT32_LIMIT or max(-low, high) > 256:
+        return torch.float64
+    if shifted.numel():
+        least, largest = (float(value) for value in shifted.aminmax())
+        if max(-least, largest) > 256:
+            return torch.float64
+    return torch.float32
 
 
 def linear(
@@ -57,16 +61,11 @@ def linear(
     check_call("linear", x, dtype, residual)
     shifted = shifted_weight(weight, weight_zero_point)
     bound = checked_bound("linear", x.dtype, x_zero_point, weight_reach(shifted), bias)
-    carrier = exact_matmul_dtype(bound, x.dtype, x_zero_point, shifted)
-    rows = x.reshape(-1, weight.shape[1]).to(carrier).sub_(x_zero_point)
-    # Autocast would run a float32 product in bfloat16, and round its sums to 8 bits.
-    with torch.autocast("cpu", enabled=False):
-        accumulator = rows @ shifted.to(carrier).t()
-    if bias is not None:
-        accumulator += bias.to(carrier)
-    return finish(
-        accumulator.to(torch.float32).reshape(*x.shape[:-1], weight.shape[0]),
+    matrix = shifted.to(exact_matmul_dtype(bound, x.dtype, x_zero_point, shifted)).t()
+    finish = Finish(
         -1,
+        bound,
+        bias,
         x_scale,
         weight_scale,
         scale,
@@ -74,7 +73,19 @@ def linear(
         qmin,
         qmax,
         dtype,
-        residual,
         residual_scale,
         residual_zero_point,
     )
+
+    def compute(rows: Tensor, extra: Tensor | None) -> Tensor:
+        wide = rows.to(matrix.dtype).sub_(x_zero_point)
+        # Autocast would give the sums in bfloat16, rounded to 8 bits.
+        with torch.autocast("cpu", enabled=False):
+            sums = wide @ matrix
+        return finish(sums, extra)
+
+    outputs, inputs = weight.shape
+    rows = x.reshape(-1, inputs)
+    extra = None if residual is None else residual.reshape(-1, outputs)
+    result = in_chunks(rows, extra, torch.contiguous_format, max(inputs, outputs), compute)
+    return result.reshape(*x.shape[:-1], outputs)

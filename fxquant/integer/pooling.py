@@ -1,14 +1,17 @@
-"""Averages: the sum of ``q − z`` is an exact integer, and one multiplication divides it.
+"""Averages and maxima over windows.
+
+The sum of ``q − z`` is an exact integer, and one multiplication divides it:
 
     q_y = clamp(round_half_even(float32(Σ (q_x − z_x)) · float32(s_x / (s_y · count))) + z_y)
 
-Maximum pooling needs no operator: it works on the codes themselves.
+The maximum works on the codes themselves.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,97 @@ from torch import Tensor
 
 from fxquant.integer.bounds import check_codes
 from fxquant.integer.rounding import channel_memory_format, to_codes
+
+
+def max_pool(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor:
+    """The largest code of each window of [N, C, ...] or [C, ...]; 1d, 2d or 3d by ``kernel_size``.
+
+    The result has the input's type, scale and zero point. Padding never wins over a code. The
+    windows are torch's; an empty ``stride`` means ``kernel_size``.
+    """
+    check_codes("max_pool", x)
+    return _over_windows(
+        x,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        torch.iinfo(x.dtype).min,
+        torch.maximum,
+    )
+
+
+def _over_windows(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    outside: int,
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The combination of all values of each window, where ``outside`` surrounds the input.
+
+    One dimension after the other: a window's maximum (or sum) is that of its lines. torch itself
+    has no pooling of integers for every number of dimensions and every layout.
+    """
+    result = x
+    numbers = window_numbers(x, kernel_size, stride, padding, dilation, ceil_mode)
+    for index, (number, kernel, hop, pad, step) in enumerate(
+        zip(numbers, kernel_size, stride or kernel_size, padding, dilation, strict=True)
+    ):
+        axis = x.dim() - len(numbers) + index
+        span = (number - 1) * hop + 1
+        missing = span + step * (kernel - 1) - x.shape[axis] - pad
+        sides = [0, 0] * (len(numbers) - 1 - index) + [pad, max(missing, 0)]
+        padded = F.pad(result, sides, value=outside) if any(sides) else result
+        before = (slice(None),) * axis
+        result = functools.reduce(
+            combine,
+            (
+                padded[(*before, slice(first, first + span, hop))]
+                for first in range(0, step * kernel, step)
+            ),
+        )
+    return result.contiguous(memory_format=channel_memory_format(x))
+
+
+def window_numbers(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[int, ...]:
+    """How many windows fit along each spatial dimension; in ``ceil_mode`` the last may stick out.
+
+    In that mode a window that would start in the padding on the right is dropped.
+    """
+    numbers = []
+    for size, kernel, hop, pad, step in zip(
+        x.shape[x.dim() - len(kernel_size) :],
+        kernel_size,
+        stride or kernel_size,
+        padding,
+        dilation,
+        strict=True,
+    ):
+        room = size + 2 * pad - step * (kernel - 1) - 1
+        number = (room + (hop - 1 if ceil_mode else 0)) // hop + 1
+        if ceil_mode and (number - 1) * hop >= size + pad:
+            number -= 1
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def avg_pool(
@@ -43,21 +137,11 @@ def avg_pool(
     check_codes("avg_pool", x, dtype)
     spatial = len(kernel_size)
     steps = tuple(stride) or tuple(kernel_size)
-    # float64: exact, and the integer types have no kernels in every dimension. A pool of one
-    # dimension has no divisor_override in torch, so it runs as one of two.
-    wide = x.to(torch.float64).sub_(x_zero_point)
-    function = F.avg_pool3d if spatial == 3 else F.avg_pool2d
-    sums: Tensor = function(
-        wide.unsqueeze(-2) if spatial == 1 else wide,
-        (1, *kernel_size) if spatial == 1 else tuple(kernel_size),
-        (1, *steps) if spatial == 1 else steps,
-        (0, *padding) if spatial == 1 else tuple(padding),
-        ceil_mode,
-        True,
-        1,
-    )
-    if spatial == 1:
-        sums = sums.squeeze(-2)
+    # One value is below 2^16 in 16 bits, and at most 255 in 8.
+    short = x.dtype != torch.int16 and math.prod(kernel_size) < 2**23
+    wide = x.to(torch.int32 if short else torch.int64).sub_(x_zero_point)
+    ones = (1,) * spatial
+    sums = _over_windows(wide, kernel_size, steps, padding, ones, ceil_mode, 0, torch.add)
     count = torch.ones((), dtype=torch.float64)
     for axis in range(spatial):
         lengths = _window_lengths(
@@ -71,7 +155,6 @@ def avg_pool(
         count = count.unsqueeze(-1) * torch.tensor(lengths, dtype=torch.float64)
     if divisor_override is not None:
         count = torch.full_like(count, divisor_override)
-    sums = sums.contiguous(memory_format=channel_memory_format(x))
     return _divide(sums, count, x_scale, scale, zero_point, qmin, qmax, dtype)
 
 

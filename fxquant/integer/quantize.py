@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,13 @@ def quantize(
 ) -> Tensor:
     """``q = clamp(round_half_even(x · (1/s)) + z, qmin, qmax)``.
 
-    ``x`` is float32 of any shape. Both the inverse and the product are rounded to float32.
+    ``x`` is float32 of any shape. Both the inverse and the product are rounded to float32. A NaN
+    counts as 0, because what a NaN becomes as an integer differs between processors.
     """
     inverse = float32_scalar(1.0) / float32_scalar(scale)
-    return to_codes(x.to(torch.float32) * inverse, zero_point, qmin, qmax, dtype)
+    real = x.to(torch.float32) * inverse
+    real = real.nan_to_num_(0.0, math.inf, -math.inf)
+    return to_codes(real, zero_point, qmin, qmax, dtype)
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -50,7 +50,8 @@ def to_codes(real: Tensor, zero_point: int, qmin: int, qmax: int, dtype: torch.d
     shifted bounds, which is the same integer: after rounding ``real`` is an integer, the bounds
     and the sum are below 2^24, and nothing too large for an integer type is ever converted.
     """
-    return real.round_().clamp_(qmin - zero_point, qmax - zero_point).add_(zero_point).to(dtype)
+    codes = real.round_().clamp_(qmin - zero_point, qmax - zero_point)
+    return (codes.add_(zero_point) if zero_point else codes).to(dtype)
 
 
 def channel_memory_format(x: Tensor) -> torch.memory_format:

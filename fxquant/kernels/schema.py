@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant import integer
+from fxquant.integer.pooling import window_numbers
 from fxquant.integer.rounding import channel_memory_format
 
 NAMESPACE = "fxquant"
@@ -36,8 +38,8 @@ class Operator:
     """
 
     schema: str
-    implementation: Callable[..., Tensor]
-    fake: Callable[..., Tensor] | None = None
+    implementation: Callable[..., Any]
+    fake: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:
@@ -128,6 +130,74 @@ def _fake_linear(
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
+def _fake_linear_dynamic(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_lstm_dynamic(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, h = _fake_gru_dynamic(x, hx, weights, scales, biases, num_layers, bidirectional, batch_first)
+    return y, h, torch.empty_like(h)
+
+
+def _fake_gru_dynamic(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor]:
+    directions, hidden = 2 if bidirectional else 1, weights[1].shape[1]
+    y = x.new_empty((*x.shape[:2], directions * hidden))
+    return y, x.new_empty((num_layers * directions, x.shape[0 if batch_first else 1], hidden))
+
+
+def _fake_max_pool(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor:
+    spatial = window_numbers(x, kernel_size, stride, padding, dilation, ceil_mode)
+    shape = (*x.shape[: x.dim() - len(spatial)], *spatial)
+    return _like_channels(x, x.dim(), shape, x.dtype)
+
+
+def _fake_avg_pool(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    dilation = (1,) * len(kernel_size)
+    return _fake_max_pool(x, kernel_size, stride, padding, dilation, ceil_mode).to(dtype)
+
+
 def _float_shapes(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Fake float tensors of the same shapes: torch has no integer convolution to ask."""
     return (
@@ -147,6 +217,10 @@ def _like_channels(
 
 _CONV = "int[] stride, int[] padding, int[] dilation, int groups"
 _CONV_TRANSPOSE = f"{_CONV}, int[] output_padding"
+_RECURRENT = (
+    "Tensor x, Tensor[] hx, Tensor[] weights, Tensor[] scales, Tensor[] biases, int num_layers, "
+    "bool bidirectional, bool batch_first"
+)
 _POOL = (
     "int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
     "int? divisor_override"
@@ -183,12 +257,31 @@ OPERATORS: tuple[Operator, ...] = (
         integer.channel_affine,
     ),
     Operator("lookup(Tensor x, Tensor table) -> Tensor", integer.lookup),
-    Operator(f"avg_pool({_X}, {_POOL}, {_OUTPUT}) -> Tensor", integer.avg_pool),
+    Operator(f"avg_pool({_X}, {_POOL}, {_OUTPUT}) -> Tensor", integer.avg_pool, _fake_avg_pool),
     Operator(
         f"adaptive_avg_pool({_X}, int[] output_size, {_OUTPUT}) -> Tensor",
         integer.adaptive_avg_pool,
     ),
+    Operator(
+        "max_pool(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+        "bool ceil_mode) -> Tensor",
+        integer.max_pool,
+        _fake_max_pool,
+    ),
     Operator(f"mean({_X}, int[] dim, bool keepdim, {_OUTPUT}) -> Tensor", integer.mean),
+    Operator(
+        "linear_dynamic(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+        integer.linear_dynamic,
+        _fake_linear_dynamic,
+    ),
+    Operator(
+        f"lstm_dynamic({_RECURRENT}) -> (Tensor, Tensor, Tensor)",
+        integer.lstm_dynamic,
+        _fake_lstm_dynamic,
+    ),
+    Operator(
+        f"gru_dynamic({_RECURRENT}) -> (Tensor, Tensor)", integer.gru_dynamic, _fake_gru_dynamic
+    ),
 )
 
 

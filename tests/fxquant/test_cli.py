@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from fxquant.cli import main
 from fxquant.models import load_model
+from fxquant.sweep import FUSION, STUDIES
 
 NETWORK = """
 import torch
@@ -137,9 +138,12 @@ def test_compare_shows_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "layer1" in capsys.readouterr().out
 
 
-def test_sweep_prints_float_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_prints_float_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "fusion", lambda model: FUSION[2:])
     data = run_json(capsys, "sweep", "fusion", MODEL, *CALIBRATION, "--evaluate", "images")
-    assert [row["name"] for row in data["rows"]] == ["float", "none", "blocks", "all"]
+    assert [row["name"] for row in data["rows"]] == ["float", "all"]
 
 
 # -- exit codes ----------------------------------------------------------------------------------
@@ -160,10 +164,10 @@ def test_a_failed_check_exits_with_1(
         (("compile", MODEL), "calibration"),
         ((*COMPILE, "--recipe", "w8a9"), "did you mean"),
         ((*COMPILE, "--set", "weights.bit=4"), "did you mean"),
-        ((*COMPILE, "--set", "weights.bits"), "expected KEY=VALUE"),
+        ((*COMPILE, "--set", "weights.bits"), "is no KEY=VALUE"),
         ((*COMPILE, "--set", "start_at=layer2"), "layer1"),
         ((*COMPILE, "--target", "x68"), "x86"),
-        ((*COMPILE, "--weights", "no_bias.safetensors"), "1 of 9 keys missing (fc.bias)"),
+        ((*COMPILE, "--weights", "no_bias.safetensors"), "1 of 10 keys missing (fc.bias)"),
         ((*COMPILE, "--save", "nowhere/m.fxq"), "there is no folder"),
         ((*COMPILE, "--min-agreement", "0.9"), "add --evaluate DIR"),
         ((*COMPILE, "--classes", "2", "--evaluate", "images"), "label 2 is out of range"),

@@ -83,11 +83,13 @@ def test_start_points_are_layers_or_spread_over_the_longest_sequence() -> None:
 
 def test_calibration_takes_the_share_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    compile_model = fxquant.compile
+    compiled = fxquant.compile(
+        Staged().eval(), "w8a8", calibration=torch.randn(2, 3, 10, 10), target="reference"
+    )
 
     def counting(*arguments: object, calibration: list[Tensor], **options: object) -> object:
         seen.append(sum(len(images) for images in calibration))
-        return compile_model(*arguments, calibration=calibration, **options)
+        return compiled
 
     monkeypatch.setattr(fxquant, "compile", counting)
     kept = (CALIBRATION_SIZE[2], CALIBRATION_SIZE[9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +63,10 @@ def check(
     """
     example = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     graph_module = float_graph(model)
-    before = verify.run_and_annotate(graph_module, example, name="before")
+    before = _run(graph_module, example, "before")
     for step in first:
         step.run(graph_module)
-        before = verify.run_and_annotate(graph_module, example, name=step.name)
+        before = _run(graph_module, example, step.name)
     origins = {name for node in graph_module.graph.nodes for name in node.meta.get("origin", ())}
     fingerprint = _fingerprint(graph_module)
 
@@ -76,7 +77,7 @@ def check(
     assert result.modified == changed, f"says modified={result.modified}, the graph says {changed}"
     if modified is not None:
         assert result.modified == modified
-    outputs = verify.run_and_annotate(graph_module, example, name=pass_.name)
+    outputs = _run(graph_module, example, pass_.name)
     if pass_.exact:
         verify.check_equivalent(before, outputs, name=pass_.name)
     if expect is not None:
@@ -109,6 +110,11 @@ def float_graph(model: nn.Module) -> fx.GraphModule:
         node.meta.setdefault("module_path", "")
         node.meta.setdefault("origin", (node.name,))
     return graph_module
+
+
+def _run(graph_module: fx.GraphModule, example: tuple[Any, ...], name: str) -> Any:
+    # A model may write into its input.
+    return verify.run_and_annotate(graph_module, copy.deepcopy(example), name=name)
 
 
 def _check_meta(graph_module: fx.GraphModule, origins: set[str]) -> None:

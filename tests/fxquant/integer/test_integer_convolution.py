@@ -153,19 +153,18 @@ def test_relu_is_the_lower_clamp() -> None:
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_sixteen_bit_activations_need_more_than_int32(groups: int) -> None:
-    x = torch.randint(32000, 32768, (2, 400 * groups, 2), dtype=torch.int16)
-    weight = torch.randint(100, 128, (groups, 400, 2), dtype=torch.int8)
-    if groups > 1:
-        x, weight = x[:, :groups], weight[:, :1]
-    geo = geometry(1, padding=[1], groups=groups)
-    scale = plain.scales(groups)
+    x = torch.randint(32000, 32768, (2, 4, 300), dtype=torch.int16)
+    weight = torch.randint(100, 128, (4, 4 // groups, 700), dtype=torch.int8)
+    geo = geometry(1, padding=[400], groups=groups)
+    x = x.repeat(1, 1, 3)
+    scale = plain.scales(4)
     found = integer.conv(
-        x, 1e-4, 0, weight, scale, None, None, **geo, scale=0.01, zero_point=0, qmin=-32767,
+        x, 1e-5, 0, weight, scale, None, None, **geo, scale=0.01, zero_point=0, qmin=-32767,
         qmax=32767, dtype=torch.int16,
     )  # fmt: skip
     sums = plain.conv_sums(x, 0, weight, None, None, **geo)
-    assert groups > 1 or abs(sums).max() > 2**31
-    expected = plain.rescaled(sums, plain.multiplier(1e-4, scale, 0.01), 0, -32767, 32767)
+    assert abs(sums).max() > 2**31
+    expected = plain.rescaled(sums, plain.multiplier(1e-5, scale, 0.01), 0, -32767, 32767)
     assert found.dtype == torch.int16
     assert plain.same(found, expected)
 
@@ -241,8 +240,12 @@ def test_a_sample_without_batch_dimension_and_an_empty_batch(groups: int, kernel
 def test_exact_under_autocast(groups: int, kernel: int) -> None:
     x, weight = plain.uint8([2, 4, 5, 5]), plain.int8([4, 4 // groups, kernel, kernel])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, expected = run_conv(x, weight, geometry(2, groups=groups))
-    assert plain.same(found, expected)
+        found = integer.conv(
+            x, 1.0, 9, weight, torch.ones(1), None, None, **geometry(2, groups=groups), scale=1.0,
+            zero_point=0, qmin=0, qmax=0, dtype=torch.float32,
+        )  # fmt: skip
+    sums = plain.conv_sums(x, 9, weight, None, None, **geometry(2, groups=groups))
+    assert plain.same(found, sums)
 
 
 def test_float64_carrier_equals_int64_convolution() -> None:

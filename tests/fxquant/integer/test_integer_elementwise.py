@@ -138,20 +138,31 @@ def test_a_table_saturates_at_infinity() -> None:
     assert int(table[3]) == 15
 
 
-def test_a_table_refuses_nan_and_what_is_not_elementwise() -> None:
-    with pytest.raises(CompileError, match="NaN"):
-        integer.build_table(torch.sqrt, 1.0, 3, 0.1, 0, 0, 15)
+def test_a_table_takes_nan_for_zero() -> None:
+    table = integer.build_table(torch.sqrt, 1.0, 3, 0.1, 7, 0, 255)
+    assert table[:5].tolist() == [7, 7, 7, 7, 17]
+
+
+def test_a_table_refuses_what_is_not_elementwise() -> None:
     with pytest.raises(CompileError, match="elementwise"):
         integer.build_table(torch.sum, 1.0, 3, 0.1, 0, 0, 15)
     with pytest.raises(CompileError, match="uint8"):
         integer.build_table(torch.tanh, 1.0, 3, 0.1, 0, -32767, 32767)
 
 
-def test_quantize_multiplies_by_the_float32_inverse() -> None:
-    x = torch.randn(100_000) * 5
-    found = integer.quantize(x, 0.1, 128, 0, 255, torch.uint8)
-    inverse = np.float32(1) / np.float32(0.1)
-    assert plain.same(found, plain.codes(x.numpy() * inverse, 128, 0, 255))
+def test_quantize_multiplies_by_the_float32_inverse_of_the_float32_scale() -> None:
+    scale = 5 / 997
+    inverse = np.float32(1) / np.float32(scale)
+    assert inverse != np.float32(1 / scale), "the case must tell the two apart"
+    x = torch.randn(100_000) * 30_000 * scale
+    found = integer.quantize(x, scale, 0, -32767, 32767, torch.int16)
+    assert plain.same(found, plain.codes(x.numpy() * inverse, 0, -32767, 32767))
+    # As every tie is decided by the last bit, halves of codes catch the other inverse.
+    ties = (torch.arange(-30_000, 30_000) + 0.5) * float(np.float32(scale))
+    found = integer.quantize(ties, scale, 0, -32767, 32767, torch.int16)
+    assert plain.same(found, plain.codes(ties.numpy() * inverse, 0, -32767, 32767))
+    divided = plain.codes(ties.numpy() / np.float32(scale), 0, -32767, 32767)
+    assert not plain.same(found, divided), "the case must tell the two apart"
 
 
 def test_quantize_rounds_ties_to_even_and_saturates() -> None:
@@ -159,6 +170,11 @@ def test_quantize_rounds_ties_to_even_and_saturates() -> None:
     found = integer.quantize(x, 1.0, 10, 0, 255, torch.uint8)
     assert found.tolist() == [10, 12, 12, 10, 8, 255, 0, 255]
     assert integer.quantize(x, 1.0, 10, 0, 15, torch.uint8).max() == 15
+
+
+def test_quantize_takes_nan_for_zero() -> None:
+    x = torch.tensor([float("nan"), 1.0, float("-inf")])
+    assert integer.quantize(x, 1.0, 10, 0, 255, torch.uint8).tolist() == [10, 11, 0]
 
 
 def test_quantize_to_int16() -> None:

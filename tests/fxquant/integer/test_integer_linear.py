@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fxquant import integer
 from fxquant.errors import CompileError
-from fxquant.integer.bounds import shifted_weight
+from fxquant.integer.bounds import Bound, shifted_weight
 from fxquant.integer.linear import exact_matmul_dtype
+from fxquant.integer.rounding import channel_factors
 from tests.fxquant.integer import plain
 
 UINT8: dict[str, Any] = {"zero_point": 120, "qmin": 0, "qmax": 255, "dtype": torch.uint8}
@@ -81,16 +82,37 @@ def test_residual_does_not_fuse_its_multiply_adds() -> None:
     assert not found.any()
     fused = (10 * n + 5).double() * float(np.float32(0.1)) - n
     assert bool((fused.float().round() == 1).all()), "the case must tell the two apart"
+    # The other way round: the residual's product is the one that must lose its excess.
+    other = integer.linear(
+        torch.zeros(1, 1, dtype=torch.uint8), 1.0, 0, torch.zeros(len(n), 1, dtype=torch.int8),
+        torch.ones(1), None, -n, scale=1.0, zero_point=0, qmin=0, qmax=255, dtype=torch.uint8,
+        residual=(10 * n + 5).to(torch.int16).unsqueeze(0), residual_scale=0.1,
+        residual_zero_point=0,
+    )  # fmt: skip
+    assert not other.any()
+
+
+def test_multipliers_are_computed_in_float64_and_rounded_once() -> None:
+    weight_scale = torch.rand(10_000) * 0.01
+    for x_scale, scale in ((0.1, 0.3), (0.0231, 0.77)):
+        found = channel_factors(x_scale, weight_scale, scale)
+        expected = plain.multiplier(x_scale, weight_scale, scale)
+        assert torch.equal(found, torch.from_numpy(expected))
+        in_float32 = weight_scale.numpy() * np.float32(x_scale) / np.float32(scale)
+        assert (in_float32 != expected).any(), "the case must tell the two apart"
 
 
 def test_carrier_is_float32_only_where_every_partial_sum_fits() -> None:
-    weight = shifted_weight(plain.int8([2, 4]), None)
-    assert exact_matmul_dtype(2**24 - 1, torch.uint8, 0, weight) == torch.float32
-    assert exact_matmul_dtype(2**24, torch.uint8, 0, weight) == torch.float64
-    assert exact_matmul_dtype(100, torch.int16, 0, weight) == torch.float64
+    def carrier(products: int, x_dtype: torch.dtype, zero_point: int, times: int) -> torch.dtype:
+        weight = shifted_weight(torch.tensor([[-100, 100]], dtype=torch.int8), None) * times
+        return exact_matmul_dtype(Bound(products, 0), x_dtype, zero_point, weight)
+
+    assert carrier(2**24 - 1, torch.uint8, 0, 1) == torch.float32
+    assert carrier(2**24, torch.uint8, 0, 1) == torch.float64
+    assert carrier(100, torch.int16, 0, 1) == torch.float64
     # Beyond 256 a factor needs more bits than bfloat16 has.
-    assert exact_matmul_dtype(100, torch.uint8, -2, weight) == torch.float64
-    assert exact_matmul_dtype(100, torch.uint8, 0, weight * 3) == torch.float64
+    assert carrier(100, torch.uint8, -2, 1) == torch.float64
+    assert carrier(100, torch.uint8, 0, 3) == torch.float64
 
 
 @pytest.mark.parametrize("inputs", [300, 3000])
@@ -134,7 +156,11 @@ def test_a_bias_clamped_to_largest_bias_is_accepted() -> None:
     weight[1] = 0
     largest = integer.largest_bias(weight, None, torch.uint8, 10)
     assert int(largest[1]) == 2**31 - 1
-    assert int(largest[0]) == 2**31 - 1 - 245 * int(weight[0].long().abs().sum())
+    # q − z lies in [−10, 245], and the weights' signs decide which end is worse.
+    worst = max(
+        abs(sum(int(w) * end[int(w) > 0] for w in weight[0])) for end in ((-10, 245), (245, -10))
+    )
+    assert int(largest[0]) == 2**31 - 1 - worst
     args = (x, 1.0, 10, weight, torch.ones(1), None)
     integer.linear(*args, largest.int(), scale=1.0, **UINT8)
     with pytest.raises(CompileError, match="largest_bias"):
@@ -145,15 +171,11 @@ def test_largest_bias_of_a_transposed_weight_is_for_output_channels() -> None:
     weight = plain.int8([4, 3, 2])
     shifts = torch.arange(6, dtype=torch.int32)
     largest = integer.largest_bias(weight, shifts, torch.uint8, 0, transposed=True, groups=2)
-    reach = [
-        sum(
-            abs(int(weight[i, o % 3, t]) - o)
-            for i in range(o // 3 * 2, o // 3 * 2 + 2)
-            for t in range(2)
-        )
-        for o in range(6)
-    ]
-    assert largest.tolist() == [2**31 - 1 - 255 * value for value in reach]
+    for o in range(6):
+        first = o // 3 * 2
+        taps = [int(weight[i, o % 3, t]) - o for i in (first, first + 1) for t in range(2)]
+        reach = max(sum(w for w in taps if w > 0), -sum(w for w in taps if w < 0))
+        assert int(largest[o]) == 2**31 - 1 - 255 * reach
 
 
 def test_float_input_is_refused() -> None:

@@ -40,9 +40,15 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("mul", (X, *XQ, X[:, :, :1, :1], 0.1, 9, *OUT)),
     ("channel_affine", (LAST, *XQ, SCALE, SCALE, *OUT)),
     ("lookup", (LAST, torch.arange(256, dtype=torch.uint8).flip(0))),
+    ("max_pool", (LAST, [3, 2], [2, 2], [1, 0], [1, 2], True)),
     ("avg_pool", (LAST, *XQ, *POOL, *OUT)),
     ("adaptive_avg_pool", (LAST, *XQ, [2, 3], *OUT)),
     ("mean", (X, *XQ, [2, 3], False, *OUT)),
+    ("linear_dynamic", (X.float(), ROWS, SCALE, SCALE)),
+    ("lstm_dynamic", (X.float()[:, :, 0], [], [ROWS, ROWS[:, :1]] * 2, [SCALE] * 4, [SCALE] * 4, 1,
+                      True, True)),
+    ("gru_dynamic", (X.float()[:, :, 0], [torch.ones(1, 4, 1)], [ROWS[:3], ROWS[:3, :1]],
+                     [SCALE[:3]] * 2, [], 1, False, False)),
 ]  # fmt: skip
 
 
@@ -77,7 +83,8 @@ def test_schema_and_functions_take_the_same_arguments(operator: Operator) -> Non
 @pytest.mark.parametrize(("name", "args"), CALLS)
 def test_operators_are_the_reference_functions(name: str, args: tuple[Any, ...]) -> None:
     operator = next(operator for operator in OPERATORS if operator.name == name)
-    assert torch.equal(getattr(OPS, name)(*args), operator.implementation(*args))
+    found, expected = getattr(OPS, name)(*args), operator.implementation(*args)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_importing_again_is_harmless() -> None:

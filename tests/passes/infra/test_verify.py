@@ -58,7 +58,7 @@ def test_too_few_inputs_are_named() -> None:
 def test_a_missing_module_is_named() -> None:
     graph_module = float_graph(make(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 1, 1)))
     del graph_module.conv
-    with pytest.raises(VerificationError, match="^broken: .*conv"):
+    with pytest.raises(VerificationError, match=r"^broken: .*conv"):
         check_well_formed(graph_module, name="broken")
 
 
@@ -66,7 +66,7 @@ def test_a_value_that_is_read_before_it_is_made_is_found() -> None:
     graph_module = float_graph(make(lambda self, x: torch.exp(F.relu(x))))
     _, relu, exp, _ = graph_module.graph.nodes
     relu.prepend(exp)
-    with pytest.raises(VerificationError, match="^broken: left a graph that does not lint"):
+    with pytest.raises(VerificationError, match=r"^broken: left a graph that does not lint"):
         check_well_formed(graph_module, name="broken")
 
 

@@ -1,0 +1,7 @@
+"""Modules that simulate quantization in float."""
+
+from fxquant.quantizers.activation import ActivationQuantizer
+from fxquant.quantizers.affine import AffineQuantizer
+from fxquant.quantizers.weight import WeightQuantizer
+
+__all__ = ["ActivationQuantizer", "AffineQuantizer", "WeightQuantizer"]

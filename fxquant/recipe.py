@@ -1,0 +1,325 @@
+"""What to quantize and how: `Recipe`, frozen, strictly validated, TOML in and out."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from fxquant import recipe_keys
+from fxquant.errors import RecipeError, nearest
+from fxquant.recipe_keys import check_keys, join, unknown_key
+from fxquant.recipe_tables import (
+    ActivationRecipe,
+    CalibrationRecipe,
+    Override,
+    WeightRecipe,
+    merge,
+    plain,
+    shallow,
+)
+from fxquant.selector import Selector
+from fxquant.spec import QuantSpec
+
+__all__ = [
+    "ActivationRecipe",
+    "CalibrationRecipe",
+    "Override",
+    "Recipe",
+    "Selector",
+    "WeightRecipe",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to quantize and how.
+
+    Attributes:
+        name: for reports.
+        fusion: where activations and residuals are fused into layers: ``all``, only inside
+            residual ``blocks``, or ``none``.
+        fold_batch_norm: fold batch norms into their layer.
+        requantization: ``float``: float32 multipliers between integers.
+        equalize: cross-layer equalization before quantization.
+        bias_correction: correct biases by the mean error measured on calibration images.
+        bias_correction_images: how many.
+        start_at: a module path or glob: what runs before it stays float. ``""``: everything.
+        float: selectors of modules that stay float; see `Selector.parse`.
+        quantize_output: quantize the model's outputs too.
+        dynamic: quantize the inputs of linear and recurrent layers at run time, nothing else.
+        input_bits: 8, 16 or ``"float"`` for the model's inputs.
+        weights, activations, calibration: their tables.
+        overrides: per-module changes; later ones win.
+
+    Raises:
+        RecipeError: a value is wrong; names its key and what was expected.
+    """
+
+    name: str = "custom"
+    fusion: Literal["all", "blocks", "none"] = "all"
+    fold_batch_norm: bool = True
+    requantization: Literal["float", "dyadic"] = "float"
+    equalize: bool = False
+    bias_correction: bool = False
+    bias_correction_images: int = 64
+    start_at: str = ""
+    float: tuple[str, ...] = ()
+    quantize_output: bool = False
+    dynamic: bool = False
+    input_bits: int | Literal["float"] = 8
+    weights: WeightRecipe = field(default_factory=WeightRecipe)
+    activations: ActivationRecipe = field(default_factory=ActivationRecipe)
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        scalars = {
+            key: value
+            for key, value in shallow(self).items()
+            if key not in ("weights", "activations", "calibration", "overrides")
+        }
+        check_keys(scalars, recipe_keys.RECIPE_KEYS, "")
+        if self.requantization == "dyadic":
+            raise RecipeError('requantization = "dyadic" does not exist yet: use "float"')
+        object.__setattr__(self, "float", tuple(self.float))
+        object.__setattr__(self, "overrides", tuple(self.overrides))
+        for text in self.float:
+            Selector.parse(text)
+        if self.start_at:
+            Selector("modules", self.start_at)
+        for index, override in enumerate(self.overrides):
+            try:
+                merge(self.weights, override.weights)
+                merge(self.activations, override.activations)
+                merge(self.activations, override.inputs)
+            except RecipeError as error:
+                raise RecipeError(f"overrides[{index}]: {error}") from error
+
+    # -- reading and writing -----------------------------------------------------------------
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """A recipe that comes with fxquant; `fxquant.recipes.names` lists them.
+
+        Raises:
+            RecipeError: there is none of this name; says the nearest.
+        """
+        folder = resources.files("fxquant") / "recipes"
+        known = sorted(
+            entry.name.removesuffix(".toml")
+            for entry in folder.iterdir()
+            if entry.name.endswith(".toml")
+        )
+        if name not in known:
+            raise RecipeError(
+                f"unknown recipe {name!r}: known are {', '.join(known)}{nearest(name, known)}"
+            )
+        text = (folder / f"{name}.toml").read_text(encoding="utf-8")
+        return cls.from_dict({"name": name, **tomllib.loads(text)})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """A recipe from a TOML file; without a ``name`` it is called as the file.
+
+        Raises:
+            RecipeError: the file cannot be read, is no TOML, or a key or value is wrong.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path}: is no TOML: {error}") from error
+        try:
+            return cls.from_dict({"name": Path(path).stem, **table})
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """A recipe from nested dictionaries; keys that are missing take their defaults.
+
+        Raises:
+            RecipeError: a key is unknown or its value is wrong.
+        """
+        check_keys(table, recipe_keys.RECIPE_KEYS, "")
+        values = dict(table)
+        for name, kind, keys in (
+            ("weights", WeightRecipe, recipe_keys.WEIGHT_KEYS),
+            ("activations", ActivationRecipe, recipe_keys.ACTIVATION_KEYS),
+            ("calibration", CalibrationRecipe, recipe_keys.CALIBRATION_KEYS),
+        ):
+            if name in values:
+                check_keys(values[name], keys, name)
+                values[name] = kind(**values[name])
+        if "overrides" in values:
+            values["overrides"] = tuple(
+                Override.from_dict(item, f"overrides[{index}]")
+                for index, item in enumerate(values["overrides"])
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as nested dictionaries of plain values, ready for JSON."""
+        table = shallow(self)
+        table["float"] = list(self.float)
+        for name in ("weights", "activations", "calibration"):
+            table[name] = plain(getattr(self, name))
+        table["overrides"] = [override.to_dict() for override in self.overrides]
+        return table
+
+    def to_toml(self) -> str:
+        """All keys as TOML; `from_toml` gives an equal recipe back."""
+        return recipe_keys.to_toml(self.to_dict())
+
+    def replace(self, changes: Mapping[str, Any]) -> Recipe:
+        """A new recipe with some keys changed.
+
+        Args:
+            changes: values by dotted path, as ``{"weights.bits": 4}``. A table as a value changes
+                the keys that it holds. A new observer drops the options of the old one.
+
+        Raises:
+            RecipeError: a path is unknown, with the nearest ones, or a value is wrong.
+        """
+        table = self.to_dict()
+        known = _dotted_paths(table)
+        for path, value in _flatten(changes):
+            *parents, last = path.split(".")
+            target: Any = table
+            for part in parents:
+                target = target.get(part) if isinstance(target, dict) else None
+            in_options = bool(parents) and parents[-1] == "options"
+            if not isinstance(target, dict) or (last not in target and not in_options):
+                raise RecipeError(unknown_key(path, known, "the recipe"))
+            if last == "observer" and value != target["observer"]:
+                target["options"] = {}
+            if path == "overrides" and isinstance(value, (list, tuple)):
+                value = [v.to_dict() if isinstance(v, Override) else v for v in value]
+            target[last] = value
+        return type(self).from_dict(table)
+
+    @staticmethod
+    def parse_assignment(text: str) -> tuple[str, Any]:
+        """``"weights.bits=4"`` as ``("weights.bits", 4)``.
+
+        The value is read as TOML; what is no TOML value is a text, so ``fusion=all`` needs no
+        quotes.
+
+        Raises:
+            RecipeError: there is no ``=`` or no key.
+        """
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError(f"{text!r} is no KEY=VALUE, such as weights.bits=4")
+        try:
+            return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            return key.strip(), value.strip()
+
+    # -- what it says about a module ---------------------------------------------------------
+
+    def keeps_float(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> bool:
+        """Whether `float` names the module; for the arguments see `Selector.matches`."""
+        return any(Selector.parse(text).matches(path, type_name, position) for text in self.float)
+
+    def starts_at(self, path: str) -> bool:
+        """Whether `start_at` names the module: quantization begins at the first such one."""
+        return bool(self.start_at) and Selector("modules", self.start_at).matches(path)
+
+    def spec_for_weight(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> QuantSpec | None:
+        """The spec of a module's weight, or None where it stays float."""
+        if self.keeps_float(path, type_name, position):
+            return None
+        table = self.weights
+        for override in self.overrides:
+            if override.selector.matches(path, type_name, position):
+                table = merge(table, override.weights)
+        return table.spec()
+
+    def spec_for_output(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> QuantSpec | None:
+        """The spec of a module's output, or None where it stays float."""
+        if self.dynamic or self.keeps_float(path, type_name, position):
+            return None
+        table = self.activations
+        for override in self.overrides:
+            if override.selector.matches(path, type_name, position):
+                table = merge(table, override.activations)
+        return table.spec()
+
+    def spec_for_input(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> QuantSpec | None:
+        """The spec of what a module reads, or None where it reads float."""
+        if self.dynamic or self.keeps_float(path, type_name, position):
+            return None
+        table = self.activations
+        for override in self.overrides:
+            if override.selector.matches(path, type_name, position):
+                table = merge(table, override.inputs)
+        return table.spec()
+
+    def input_override(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> QuantSpec | None:
+        """`spec_for_input` where an override sets the module's `inputs`, else None."""
+        explicit = any(
+            override.inputs and override.selector.matches(path, type_name, position)
+            for override in self.overrides
+        )
+        return self.spec_for_input(path, type_name, position) if explicit else None
+
+    def spec_for_network_input(self) -> QuantSpec | None:
+        """The spec of the model's inputs, or None where they stay float."""
+        if self.dynamic or isinstance(self.input_bits, str) or self.activations.bits == "float":
+            return None
+        return replace(self.activations, bits=self.input_bits).spec()
+
+    def check_selectors(self, names: Sequence[str], types: Mapping[str, str]) -> None:
+        """Refuse selectors that match no module.
+
+        Args:
+            names: the paths of the modules.
+            types: the class names of those that have one, by path.
+
+        Raises:
+            RecipeError: names the key, the selector and the nearest names.
+        """
+        if self.start_at:
+            Selector("modules", self.start_at).check("start_at", names, types)
+        for index, text in enumerate(self.float):
+            Selector.parse(text).check(f"float[{index}]", names, types)
+        for index, override in enumerate(self.overrides):
+            override.selector.check(f"overrides[{index}]", names, types)
+
+
+def _flatten(changes: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in changes.items():
+        path = join(where, key)
+        if isinstance(value, Mapping) and path.split(".")[-1] != "options":
+            flat += _flatten(value, path)
+        else:
+            flat.append((path, value))
+    # An observer drops the options of the one before it, so it must come before its own.
+    return sorted(flat, key=lambda item: not item[0].endswith(".observer"))
+
+
+def _dotted_paths(table: Mapping[str, Any], where: str = "") -> list[str]:
+    paths: list[str] = []
+    for key, value in table.items():
+        path = join(where, key)
+        paths.append(path)
+        if isinstance(value, dict):
+            paths += _dotted_paths(value, path)
+    return paths
