@@ -68,7 +68,9 @@ def against_reference(q: Any, network: real.RealNetwork, images: int) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--recipe", default="w8a8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

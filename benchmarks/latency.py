@@ -2,7 +2,7 @@
 
     python -m benchmarks.latency [NAME ...] [--threads 2] [--write]
 
-Batch 1, random weights, medans of interleaved runs in one process. FX graph mode runs with the
+Batch 1, random weights, medians of interleaved runs in one process. FX graph mode runs with the
 onednn engine and its own default qconfig.
 """
 
@@ -62,7 +62,9 @@ def measure(name: str, threads: int, rounds: int) -> fxquant.benchmark.Benchmark
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)

@@ -21,7 +21,7 @@ def write(name: str, data: Any) -> Path:
     path = FOLDER / f"{datetime.date.today().isoformat()}-{name}.json"
     arguments = " ".join(sys.argv[1:])
     content = {
-        "command": f"python -m {Path(sys.argv[0]).parent.name}.{Path(sys.argv[0]).stem} {arguments}".strip(),
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {arguments}".strip(),
         "machine": str(Machine.here()),
         "torch": str(torch.__version__),
         "results": data,

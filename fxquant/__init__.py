@@ -1,7 +1,7 @@
 """fxquant: a torch.fx graph-transformation compiler for quantization.
 
-    q = fxquant.compile(model, fxquant.Recipe.named("w8a8"), calibration=batches)
-    q(x), print(q.report), q.save("m.fxq"), fxquant.load("m.fxq")
+q = fxquant.compile(model, fxquant.Recipe.named("w8a8"), calibration=batches)
+q(x), print(q.report), q.save("m.fxq"), fxquant.load("m.fxq")
 """
 
 from pathlib import Path

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxquant.errors import InputError
+from fxquant.version import __version__
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -64,8 +65,6 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This machine and process."""
-        import fxquant
-
         cpu, flags = _cpu()
         return cls(
             cpu=cpu,
@@ -74,7 +73,7 @@ class Machine:
             versions={
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "fxquant": fxquant.__version__,
+                "fxquant": __version__,
             },
         )
 

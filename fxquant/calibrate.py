@@ -23,20 +23,20 @@ class CalibrationSet:
     """Calibration data as batches of positional arguments for the model.
 
     `source` is a tensor, a DataLoader, or an iterable of tensors or of tuples (whose items
-    beyond the inputs that `model` needs are labels and are ignored). One-shot iterators are read once;
-    `first` peeks at the first batch without losing it.
+    beyond the inputs that `model` needs are labels and are ignored). One-shot iterators are
+    read once; `first` peeks at the first batch without losing it.
 
     Raises CalibrationError for empty data and for batches that are no tensors.
     """
 
     def __init__(self, source: Any, *, model: nn.Module, images: int | None = None) -> None:
-        if isinstance(source, Mapping) or isinstance(source, (str, bytes)):
+        if isinstance(source, (Mapping, str, bytes)):
             raise CalibrationError(
                 f"calibration is a {type(source).__name__}: give an iterable of tensors or of "
                 "tuples of tensors, a DataLoader, or a tensor"
             )
         if isinstance(source, Tensor):
-            source = source.split(_CHUNK) if source.dim() else []
+            source = torch.split(source, _CHUNK) if source.dim() else []
         if not isinstance(source, Iterable):
             raise CalibrationError(
                 f"calibration is a {type(source).__name__}, which cannot be iterated: give an "
@@ -72,7 +72,7 @@ class CalibrationSet:
     def batches(self) -> int | None:
         """The number of batches, where the source can tell."""
         try:
-            return len(self._source)
+            return len(self._source)  # type: ignore[arg-type]
         except TypeError:
             return None
 

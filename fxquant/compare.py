@@ -128,5 +128,3 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
     if isinstance(output, Tensor):
         rows.append(difference("output", "output", float_output, output))
     return Comparison(tuple(rows))
-
-

@@ -23,6 +23,7 @@ from fxquant.dump import dump_stage
 from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.equalize import equalize
 from fxquant.errors import CalibrationError, CompileError, ModelError, TargetError, nearest
+from fxquant.observers import weight_qparams
 from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
 from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
@@ -32,7 +33,6 @@ from fxquant.saturation import fit_pair_sums
 from fxquant.stages import check_integer_graph
 from fxquant.to_integer import to_integer
 from fxquant.trace import Traced, trace
-from fxquant.observers import weight_qparams
 from passes import (
     AssignOneSided,
     Canonicalize,
@@ -114,7 +114,7 @@ def compile(
     simulated = run(
         "simulated",
         copy_sharing_tensors(fused),
-        [insert, QuantizeRecurrentWeights(recurrent), AssignOneSided()],
+        [insert, *([QuantizeRecurrentWeights(recurrent)] if recurrent else []), AssignOneSided()],
     )
     means = InputMeans(simulated)
     with means.collecting() if recipe.bias_correction else nullcontext():
@@ -148,7 +148,7 @@ def compile(
         coverage=rows,
         quantizers=_quantizer_rows(simulated, records),
         declines=_refusals(traced, records),
-        notes=tuple([*saturation_notes, *recurrent_notes, *notes]),
+        notes=(*saturation_notes, *recurrent_notes, *notes),
         float_size_bytes=_bytes(float_graph),
         size_bytes=_bytes(integer),
         target_check=_check_summary(check),
@@ -370,7 +370,7 @@ def _refusals(traced: Traced, records: Sequence[PassRecord]) -> tuple[Refusal, .
         for record in records
         for decline in record.declines
     ]
-    return tuple([*leaves, *declined])
+    return (*leaves, *declined)
 
 
 def _check_summary(check: TargetCheck | None) -> dict[str, Any]:

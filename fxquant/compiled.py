@@ -54,9 +54,7 @@ class CompiledModel(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Run the target's graph; the batch size is free."""
-        signature = tuple(
-            [(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs]
-        )
+        signature = tuple([(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs])
         if signature != self._signature:
             raise InputError(self._mismatch(inputs))
         try:

@@ -62,12 +62,13 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     if layer is not None and output is not None:
         values = math.prod(output.shape[1:])
         if isinstance(layer, nn.Linear):
-            return values * layer.in_features
-        taps = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
+            return values * int(layer.in_features)
+        taps: int = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
         if type(layer).__name__.startswith("ConvTranspose"):
             source = tensor_info(node.all_input_nodes[0])
             inputs = math.prod(source.shape[1:]) if source else 0
-            return inputs * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+            outputs: int = layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+            return inputs * outputs
         return values * taps
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
@@ -97,7 +98,8 @@ def _window_attention(node: fx.Node, shape: tuple[int, ...]) -> int:
     # Swin: four projections of every token, and each token against its window, twice.
     tokens, width = math.prod(shape[1:-1]), shape[-1]
     window = next(
-        (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (list, tuple)) and a), (7, 7)
+        (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (list, tuple)) and a),
+        (7, 7),
     )
     area = math.prod(value for value in window if isinstance(value, int))
     return 4 * tokens * width * width + 2 * tokens * area * width

@@ -146,12 +146,12 @@ class QuantizeRecurrentWeights(Pass):
         """Wrap the layers of the named nodes, once."""
         rewriter = Rewriter(graph_module)
         for node in graph_module.graph.nodes:
-            layer = recurrent_of(node, graph_module)
-            wrapped = layer is not graph_module.get_submodule(str(node.target)) if layer else True
-            if layer is not None and not wrapped and node.name in self.quantizers:
-                rewriter.set_module(
-                    str(node.target), QuantizedRecurrent(layer, self.quantizers[node.name])
-                )
+            layer, path = recurrent_of(node, graph_module), str(node.target)
+            if layer is None or node.name not in self.quantizers:
+                continue
+            if graph_module.get_submodule(path) is layer:
+                quantizers = self.quantizers[node.name]
+                rewriter.set_module(path, QuantizedRecurrent(layer, quantizers))
         return PassResult(rewriter.finish())
 
 

@@ -20,7 +20,7 @@ from fxquant.operations import layer_of
 from passes import FUSIBLE_LAYERS, FusedLayer
 from passes.infra.rewrite import set_module
 
-__all__ = ["equalize", "equalizable_pairs"]
+__all__ = ["equalizable_pairs", "equalize"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MAX_ROUNDS = 20

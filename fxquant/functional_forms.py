@@ -127,9 +127,7 @@ def _attention(module: Any, constant: Constant, call: Call, args: Any, kwargs: A
         "use_separate_proj_weight": separate,
     }
     if separate:
-        options |= {
-            f"{letter}_proj_weight": constant(f"{letter}_proj_weight") for letter in "qkv"
-        }
+        options |= {f"{letter}_proj_weight": constant(f"{letter}_proj_weight") for letter in "qkv"}
     result = call(
         F.multi_head_attention_forward,
         (

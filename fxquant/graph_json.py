@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -138,8 +138,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
         node = graph.create_node(op, target, args, kwargs, name=entry["name"])
         meta = dict(entry.get("meta", {}))
         if "grid" in meta:
-            *numbers, dtype = meta.pop("grid")
-            node.meta["grid"] = Grid(*numbers, _dtype(dtype))
+            scale, zero_point, qmin, qmax, dtype = meta.pop("grid")
+            node.meta["grid"] = Grid(scale, zero_point, qmin, qmax, _dtype(dtype))
         node.meta.update(meta)
         nodes[entry["name"]] = node
     graph.lint()
@@ -180,7 +180,7 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return {key: _decode(item, nodes) for key, item in content.items()}
     if kind == "slice":
         return slice(*(_decode(part, nodes) for part in content))
-    simple = {
+    simple: dict[str, Callable[[], Any]] = {
         "dtype": lambda: _dtype(content),
         "ellipsis": lambda: Ellipsis,
         "float": lambda: float(content),

@@ -160,17 +160,21 @@ def _function(node: fx.Node) -> Operation:
     kind = _KINDS.get(node.target)
     if kind is None:
         return Operation(Kind.FLOAT, f"{name} has no integer form")
-    refusal = _REFUSALS.get(node.target, lambda node: "")(node)
+    refuse = _REFUSALS.get(node.target)
+    refusal = refuse(node) if refuse is not None else ""
     return Operation(Kind.FLOAT, refusal) if refusal else Operation(kind)
 
 
 def _only_scalars_beside(node: fx.Node) -> bool:
     operands = [*node.args, *node.kwargs.values()]
-    return all(
-        isinstance(item, (int, float, str, type(None)))
-        for item in operands
-        if not isinstance(item, fx.Node)
-    ) and len(node.all_input_nodes) == 1
+    return (
+        all(
+            isinstance(item, (int, float, str, type(None)))
+            for item in operands
+            if not isinstance(item, fx.Node)
+        )
+        and len(node.all_input_nodes) == 1
+    )
 
 
 def _refuse_pair(node: fx.Node) -> str:

@@ -215,6 +215,4 @@ def colored(lines: Sequence[str], *, color: bool) -> list[str]:
     codes = {"+": "32", "-": "31", "@": "36"}
     if not color:
         return list(lines)
-    return [
-        f"\x1b[{codes[line[0]]}m{line}\x1b[0m" if line[:1] in codes else line for line in lines
-    ]
+    return [f"\x1b[{codes[line[0]]}m{line}\x1b[0m" if line[:1] in codes else line for line in lines]

@@ -38,7 +38,8 @@ def pair_sums_fit(weight: Tensor) -> bool:
     pairs = weight.to(torch.int32)
     if pairs.shape[1] < 2:
         return True
-    pairs = pairs[:, : pairs.shape[1] // 2 * 2].unflatten(1, (-1, 2))
+    pairs = pairs[:, : pairs.shape[1] // 2 * 2]
+    pairs = pairs.reshape(pairs.shape[0], -1, 2, *pairs.shape[2:])
     high = pairs.clamp(min=0).sum(2).max()
     low = pairs.clamp(max=0).sum(2).min()
     return bool(255 * high <= _INT16) and bool(255 * low >= -_INT16 - 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor, fx, nn
 import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
 from fxquant.dynamic import emit_dynamic, has_batch_dimension
 from fxquant.functional_forms import functional_form
-from fxquant.integer import build_table, largest_bias
-from fxquant.operations import Kind, layer_of, table_function
+from fxquant.integer import build_table
+from fxquant.operations import Kind, table_function
 from fxquant.plan import Plan
 from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
+from fxquant.spec import QParams
 from passes import FusedLayer, add_relu
 
 __all__ = ["Grid", "to_integer"]
@@ -102,8 +103,7 @@ class _Conversion:
                 self._float_operation(node)
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         self.graph.lint()
-        result = fx.GraphModule(self.root, self.graph, "IntegerGraph")
-        return result
+        return fx.GraphModule(self.root, self.graph, "IntegerGraph")
 
     # -- building ------------------------------------------------------------------------
 
@@ -187,9 +187,7 @@ class _Conversion:
             self.current = value
             emitted = _EMITTERS[self.plan.kinds[value.name]](self, value, grid)
         else:
-            emitted = self._emit(
-                OPS.quantize.default, (self.floats[value], *grid.output()), grid
-            )
+            emitted = self._emit(OPS.quantize.default, (self.floats[value], *grid.output()), grid)
         self.integers[node] = _Integers(emitted, grid)
 
     def _integer_operation(self, node: fx.Node) -> None:
@@ -236,7 +234,9 @@ class _Conversion:
         if node.meta.get("tensor") is None and not _makes_tensors(node):
             args = fx.map_arg(node.args, self._movable)
             kwargs = fx.map_arg(node.kwargs, self._movable)
-            copied = self.graph.create_node(node.op, node.target, args, dict(kwargs), name=node.name)
+            copied = self.graph.create_node(
+                node.op, node.target, args, dict(kwargs), name=node.name
+            )
             self.plain[node] = self._annotate(copied, None)
             return
         args = fx.map_arg(node.args, self._float_or_plain)
@@ -299,7 +299,7 @@ class _Conversion:
         layer: Any = module.layer
         quantizer = module.weight_quantizer
         if isinstance(quantizer, WeightQuantizer):
-            weight, scale, zero_point = self._weight(path, layer, quantizer)
+            weight, scale, zero_point = self._weight(path, layer, quantizer.qparams)
             axis = quantizer.qparams.axis or 0
             dequantized = self._emit(
                 OPS.dequantize_weight.default,
@@ -334,10 +334,9 @@ class _Conversion:
     # -- integer layers ------------------------------------------------------------------
 
     def _weight(
-        self, path: str, layer: Any, quantizer: WeightQuantizer
+        self, path: str, layer: Any, qparams: QParams
     ) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-        qparams = quantizer.qparams
-        weight = self._constant(f"{path}.weight", quantizer.quantize(layer.weight))
+        weight = self._constant(f"{path}.weight", qparams.quantize(layer.weight.detach()))
         scale = self._constant(f"{path}.weight_scale", qparams.scale.float())
         zero_point = None
         if bool((qparams.zero_point != 0).any()):
@@ -355,25 +354,14 @@ class _Conversion:
         assert isinstance(quantizer, WeightQuantizer)
         layer: Any = module.layer
         x, *residual = (self.integers[source] for source in node.args)  # type: ignore[index]
-        weight, scale, zero_point = self._weight(path, layer, quantizer)
+        qparams = _room_for_bias(quantizer.qparams, layer.bias, x.grid.scale)
+        weight, scale, zero_point = self._weight(path, layer, qparams)
         bias = None
         if layer.bias is not None:
-            step = x.grid.scale * quantizer.qparams.scale.double().flatten()
+            step = x.grid.scale * qparams.scale.double()
             rounded = (layer.bias.detach().double() / step).round()
-            # A channel whose weights are next to nothing can have a bias beyond any sum that
-            # its accumulator holds; its output saturates long before.
-            limit = largest_bias(
-                quantizer.quantize(layer.weight.detach()),
-                quantizer.qparams.zero_point if quantizer.qparams.zero_point.any() else None,
-                x.grid.dtype,
-                x.grid.zero_point,
-                transposed=type(layer).__name__.startswith("ConvTranspose"),
-                groups=getattr(layer, "groups", 1),
-            ).double()
-            bias = self._constant(f"{path}.bias", rounded.clamp(-limit, limit).to(torch.int32))
-        extra = tuple(
-            item for value in residual for item in (value.node, *value.grid.input)
-        )
+            bias = self._constant(f"{path}.bias", rounded.to(torch.int32))
+        extra = tuple(item for value in residual for item in (value.node, *value.grid.input))
         if isinstance(layer, nn.Linear):
             args = (x.node, *x.grid.input, weight, scale, zero_point, bias, *output, *extra)
             return self._emit(OPS.linear.default, args, grid)
@@ -395,6 +383,20 @@ class _Conversion:
         return self._activate(y, activation)
 
 
+def _room_for_bias(qparams: QParams, bias: Tensor | None, x_scale: float) -> QParams:
+    """Weight scales under which the bias fits into half of an int32.
+
+    A channel whose weights are next to nothing has a scale so small that its bias would leave
+    the accumulator; a coarser scale costs it less than 2^-22 of its output.
+    """
+    if bias is None:
+        return qparams
+    smallest = (bias.detach().double().abs() / (x_scale * 2.0**30)).float()
+    if qparams.scale.numel() == 1:
+        smallest = smallest.amax().reshape(1)
+    return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
+
+
 def _activation(root: nn.Module, node: fx.Node) -> str:
     module = root.get_submodule(str(node.target))
     return module.activation if isinstance(module, FusedLayer) else "none"
@@ -408,9 +410,7 @@ def _padding(layer: Any) -> list[int]:
     if layer.padding == "valid":
         return [0] * len(layer.kernel_size)
     if layer.padding == "same":
-        return [
-            d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
+        return [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     return list(layer.padding)
 
 
@@ -462,9 +462,7 @@ def _emit_table(conversion: _Conversion, node: fx.Node, grid: Grid) -> fx.Node:
         args = fx.map_arg(node.args, conversion._float_or_plain)
         result = conversion.graph.create_node("call_function", node.target, args, dict(node.kwargs))
         return conversion._emit(OPS.quantize.default, (result, *grid.output()), grid)
-    table = build_table(
-        function, *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax
-    )
+    table = build_table(function, *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
     constant = conversion._constant(f"tables.{node.name}", table)
     emitted = conversion._emit(OPS.lookup.default, (x.node, constant), grid)
     emitted.meta["function"] = name
@@ -484,9 +482,7 @@ def _emit_pool(conversion: _Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     dimensions = int(target.__name__[-2])
     if target.__name__.startswith("adaptive"):
         size = _expand(kwargs["output_size"], dimensions)
-        return conversion._emit(
-            OPS.adaptive_avg_pool.default, (*head, size, *grid.output()), grid
-        )
+        return conversion._emit(OPS.adaptive_avg_pool.default, (*head, size, *grid.output()), grid)
     kernel = _expand(kwargs["kernel_size"], dimensions)
     stride = kwargs.get("stride")
     args = (

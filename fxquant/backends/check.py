@@ -75,7 +75,7 @@ class _LockStep(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        name = n.meta.get("integer")
+        name = str(n.meta.get("integer", ""))
         want = self.expected.get(name)
         if want is None or not isinstance(result, Tensor) or result.is_floating_point():
             return result

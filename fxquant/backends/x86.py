@@ -75,9 +75,7 @@ class _Lowering:
     # -- building ------------------------------------------------------------------------
 
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = self.graph.create_node(
-            "call_function", target, args, kwargs, name=self.current.name
-        )
+        node = self.graph.create_node("call_function", target, args, kwargs, name=self.current.name)
         return self._annotate(node)
 
     def _annotate(self, node: fx.Node) -> fx.Node:
@@ -227,9 +225,7 @@ def _float_bias(lowering: _Lowering, a: dict[str, Any]) -> Tensor | None:
 def _lower_quantize(lowering: _Lowering, node: fx.Node) -> Lowered:
     a = _arguments(node)
     x = lowering.other(a["x"])
-    q = lowering.emit(
-        torch.quantize_per_tensor, x, a["scale"], a["zero_point"], torch.quint8
-    )
+    q = lowering.emit(torch.quantize_per_tensor, x, a["scale"], a["zero_point"], torch.quint8)
     return lowering.clamp(q, node, a["qmin"], a["qmax"])
 
 
@@ -277,7 +273,9 @@ def _lower_conv(lowering: _Lowering, node: fx.Node) -> Lowered:
         lowered = lowering.emit(target, x, lowering.quantized(residual), *output)
     else:
         name = f"conv{dimensions}d_relu" if relu else f"conv{dimensions}d"
-        lowered = lowering.emit(getattr(getattr(Q, name), "new", None) or getattr(Q, name).default, x, *output)
+        lowered = lowering.emit(
+            getattr(getattr(Q, name), "new", None) or getattr(Q, name).default, x, *output
+        )
     return lowering.clamp(lowered, node, 0 if relu else a["qmin"], a["qmax"])
 
 
@@ -435,9 +433,7 @@ def _lower_max_pool(lowering: _Lowering, node: fx.Node) -> Lowered:
     return lowering.emit(pool, lowering.quantized(a["x"]), *window)
 
 
-def _lower_mean(
-    lowering: _Lowering, node: fx.Node, a: dict[str, Any], x: fx.Node
-) -> fx.Node:
+def _lower_mean(lowering: _Lowering, node: fx.Node, a: dict[str, Any], x: fx.Node) -> fx.Node:
     """Over a whole map, the pooling kernel does the same three times as fast."""
     info = tensor_info(node)
     rank = 4 if info is not None and len(info.shape) == (4 if a["keepdim"] else 2) else 0
@@ -474,10 +470,16 @@ _ON_QUANTIZED: set[Any] = {
     F.interpolate, operator.getitem,
 }  # fmt: skip
 
-_TO_FLOAT: set[Any] = {OPS.dequantize.default, OPS.conv.default, OPS.linear.default,
-                       OPS.conv_transpose.default, OPS.dequantize_weight.default,
-                       OPS.linear_dynamic.default, OPS.lstm_dynamic.default,
-                       OPS.gru_dynamic.default}
+_TO_FLOAT: set[Any] = {
+    OPS.dequantize.default,
+    OPS.conv.default,
+    OPS.linear.default,
+    OPS.conv_transpose.default,
+    OPS.dequantize_weight.default,
+    OPS.linear_dynamic.default,
+    OPS.lstm_dynamic.default,
+    OPS.gru_dynamic.default,
+}
 
 
 def _lower_weight(lowering: _Lowering, node: fx.Node) -> Lowered:

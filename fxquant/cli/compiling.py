@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,9 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
     if wants_checks(arguments) and arguments.evaluate is None:
         raise InputError("the checks need images to evaluate on; add --evaluate DIR")
     _check_destination(arguments.save)
-    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
-    calibration = options.open_calibration(arguments)
+    calibration = options.open_calibration(arguments, recipe)
     evaluation = options.open_evaluation(arguments) if arguments.evaluate else None
     progress = not arguments.quiet
     # The float side goes first: what is wrong with the images shows before the long part.
@@ -102,9 +101,9 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
 
     The batch comes from ``--evaluate``, or is the first one of the calibration images.
     """
-    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
-    calibration = options.open_calibration(arguments)
+    calibration = options.open_calibration(arguments, recipe)
     batches = options.open_evaluation(arguments) if arguments.evaluate else calibration
     if batches is None:
         raise DataError("there are no images to compare on; add --calibration DIR")
@@ -115,7 +114,7 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
         target=arguments.target,
         progress=not arguments.quiet,
     )
-    batch: Tensor | Sequence[Tensor] = next(iter(batches))
+    batch: Any = next(iter(batches))
     comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
     data = {"model": arguments.model, "recipe": recipe.name, "rows": comparison.to_json()}
     return Outcome(str(comparison), data)

@@ -48,7 +48,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(arguments: argparse.Namespace) -> Outcome:
     """Time a float model and what the recipes make of it, or a saved file, in turns."""
-    recipes = [options.open_recipe(name, arguments.set) for name in arguments.recipe or ["w8a8"]]
+    recipes = [
+        options.open_recipe(name, arguments.set, arguments.images)
+        for name in arguments.recipe or ["w8a8"]
+    ]
     candidates: dict[str, Callable[..., Any]] = {}
     if options.is_artifact(arguments.model):
         candidates[arguments.model] = options.open_artifact(arguments.model, arguments.target)
@@ -58,7 +61,7 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
             candidates[recipe.name] = fxquant.compile(
                 model,
                 recipe,
-                calibration=options.open_calibration(arguments),
+                calibration=options.open_calibration(arguments, recipe),
                 target=arguments.target,
                 progress=not arguments.quiet,
             )
@@ -140,9 +143,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def run_sweep(arguments: argparse.Namespace) -> Outcome:
     """Compile and measure one model with every setting of a study."""
-    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
-    calibration = options.open_calibration(arguments)
+    calibration = options.open_calibration(arguments, recipe)
     if calibration is None:
         raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")
     result = sweep(

@@ -140,23 +140,31 @@ def open_artifact(path: str, target: str) -> fxquant.CompiledModel:
     return fxquant.load(path, target=target)
 
 
-def open_recipe(name: str, changes: Sequence[str]) -> fxquant.Recipe:
-    """A named recipe or a TOML file, with changes ``KEY=VALUE``.
+def open_recipe(name: str, changes: Sequence[str], images: int | None = None) -> fxquant.Recipe:
+    """A named recipe or a TOML file, with changes ``KEY=VALUE`` as ``--set`` takes them.
 
-    VALUE is read as TOML (``4``, ``true``, ``["fc"]``), and as a string where it is none.
+    `images`, where given, overrules how many calibration images the recipe wants at most.
     """
     recipe = (
         fxquant.Recipe.from_toml(Path(name))
         if name.endswith(".toml")
         else fxquant.Recipe.named(name)
     )
-    return recipe.replace(dict(map(fxquant.Recipe.parse_assignment, changes)))
+    values = dict(map(fxquant.Recipe.parse_assignment, changes))
+    if images is not None and recipe.calibration.images:
+        values["calibration.images"] = images
+    return recipe.replace(values)
 
 
-def open_calibration(arguments: argparse.Namespace) -> Batches | None:
-    """The batches of `add_calibration`, or None where no source is given."""
+def open_calibration(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> Batches | None:
+    """The batches of `add_calibration`, or None where no source is given.
+
+    A recipe that observes no values needs none: noise then only shows the shape of the input.
+    """
     if arguments.calibration is None:
-        return None
+        if _observes_values(recipe) or recipe.calibration.source:
+            return None
+        return random_batches(1, 1, arguments.input_shape)
     if arguments.calibration == RANDOM:
         return random_batches(
             arguments.images or RANDOM_IMAGES, arguments.batch_size, arguments.input_shape
@@ -164,7 +172,7 @@ def open_calibration(arguments: argparse.Namespace) -> Batches | None:
     return open_batches(
         arguments.calibration,
         preprocessing=_preprocessing(arguments),
-        images=arguments.images or IMAGES,
+        images=arguments.images or recipe.calibration.images or IMAGES,
         select=arguments.select,
         batch_size=arguments.batch_size,
     )
@@ -186,6 +194,11 @@ def random_batches(images: int, batch_size: int, size: Sequence[int]) -> list[Te
     """Seeded normal noise f32[N,*size], in batches."""
     random = torch.Generator().manual_seed(0)
     return list(torch.split(torch.randn(images, *size, generator=random), batch_size))
+
+
+def _observes_values(recipe: fxquant.Recipe) -> bool:
+    weights_only = recipe.activations.bits == "float" and not recipe.overrides
+    return recipe.bias_correction or not (recipe.dynamic or weights_only)
 
 
 def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:

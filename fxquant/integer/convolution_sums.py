@@ -68,7 +68,7 @@ def convolution_sums(
         compute = _by_onednn(shifted.to(carrier), included, x_zero_point, geometry)
         return compute, None if included is bias else bias
     if geometry.groups > 1 and shifted.shape[1] == 1:
-        integers = torch.int32 if bound.products <= INT32_LIMIT else torch.int64
+        integers = torch.int32 if bound.total <= INT32_LIMIT else torch.int64
         return _by_taps(shifted.to(integers), x_zero_point, geometry), bias
     return _by_unfolding(shifted.to(torch.float64), x_zero_point, geometry), bias
 

@@ -61,7 +61,9 @@ class Pipeline:
     def run(self, graph_module: fx.GraphModule, probe: Sequence[Any]) -> list[PassRecord]:
         """Run all passes on `graph_module` in place and return their records."""
         records: list[PassRecord] = []
-        outputs = verify.run_and_annotate(graph_module, probe, name="before the first pass")
+        # Until it is canonical, a graph may write into its inputs: it gets its own.
+        own = copy.deepcopy(tuple(probe))
+        outputs = verify.run_and_annotate(graph_module, own, name="before the first pass")
         for step in self.passes:
             before_text = listing.to_text(graph_module)
             before_count = listing.count_operations(graph_module)

@@ -84,6 +84,23 @@ def test_compile_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quantized" in printed
 
 
+@pytest.mark.parametrize("recipe", ["w8a32", "dynamic_w8a8"])
+def test_recipes_that_observe_nothing_need_no_images(
+    capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    data = run_json(capsys, "compile", MODEL, "--recipe", recipe, "--input-shape", "3,12,12")
+    assert data["recipe"] == recipe
+
+
+def test_a_recipe_brings_its_own_calibration(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "mine.toml").write_text(
+        '[calibration]\nsource = "images"\nimages = 3\npreset = "none"'
+    )
+    assert run_json(capsys, "compile", MODEL, "--recipe", "mine.toml")["recipe"] == "mine"
+
+
 def test_diffs_leave_stdout_to_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "report" in run_json(capsys, *COMPILE, "--diff", "--dump", "stages")
     assert list(Path("stages").iterdir())

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxquant
+from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.errors import CompileError, RecipeError
 from fxquant.recipe import Recipe
 from passes.infra.verify import flatten
@@ -270,3 +271,14 @@ def test_says_so_where_nothing_can_be_quantized() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     with pytest.raises(CompileError, match="keeps it in float"):
         fxquant.compile(model, "dynamic_w8a8", calibration=torch.randn(1, 3, 4, 4))
+
+
+def test_weight_quantizers_are_put_on_once() -> None:
+    model = fx.symbolic_trace(seeded(nn.Sequential, nn.LSTM(8, 6)))
+    spec = Recipe.named("dynamic_w8a8").weights.spec()
+    assert spec is not None
+    name = next(node.name for node in model.graph.nodes if node.op == "call_module")
+    quantizers, _ = recurrent_quantizers(model, {name: spec}, "reference")
+    quantize = QuantizeRecurrentWeights(quantizers)
+    assert quantize.run(model).modified
+    assert not quantize.run(model).modified

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks import real
 from fxquant.errors import ModelError
 from fxquant.models import load_model, load_weights
 
@@ -121,6 +122,12 @@ def test_weights_that_do_not_fit_are_an_error(
     with pytest.raises(ModelError, match=message) as caught:
         load_weights(nn.Linear(2, 3), tmp_path / "w.safetensors")
     assert "w.safetensors" in str(caught.value)
+
+
+@pytest.mark.skipif(not real.available(), reason="needs the real networks ($FXQUANT_DATA)")
+@pytest.mark.parametrize("name", real.NETWORKS)
+def test_real_weights_fit_their_networks(name: str) -> None:
+    assert not real.NETWORKS[name].load().training
 
 
 def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,37 +14,8 @@ from fxquant.prepare import FloatLeaf
 from fxquant.trace import count_inputs, trace
 from passes import Canonicalize, EliminateNoops, SplitSharedModules
 from passes.infra.verify import run_and_annotate
-
-
-class Net(nn.Module):
-    """A model whose forward is `function` of itself and its input."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
-
-
-def same(model: nn.Module, *inputs: Any, fed: int | None = None) -> Any:
-    """Trace, assert that the graph gives what the model gives, return what tracing returned."""
-    model.eval()
-    traced = trace(model, fed)
-    with torch.no_grad():
-        want = model(*copy.deepcopy(inputs))
-        got = traced.graph_module(*copy.deepcopy(inputs))
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-    return traced
-
-
-def targets(traced: Any) -> list[str]:
-    return [str(n.target) for n in traced.graph_module.graph.nodes if n.op == "call_module"]
-
-
-IMAGE = torch.randn(2, 3, 8, 8)
+from tests.fxquant.tracing import IMAGE, same, targets
+from tests.passes.checking import Function
 
 
 def test_traces_through_containers_down_to_layers() -> None:
@@ -65,12 +34,12 @@ def test_a_single_layer_is_a_graph_of_one_layer() -> None:
 
 @pytest.mark.parametrize("layer", [nn.LSTM(8, 4), nn.GRU(8, 4)])
 def test_recurrent_layers_are_leaves(layer: nn.Module) -> None:
-    model = Net(lambda s, x: s.layer(x)[0], layer=layer)
+    model = Function(lambda s, x: s.layer(x)[0], layer=layer)
     assert targets(same(model, torch.randn(5, 2, 8))) == ["layer"]
 
 
 def test_nodes_know_where_they_come_from() -> None:
-    block = Net(lambda s, x: F.relu(s.conv(x)), conv=nn.Conv2d(3, 3, 1))
+    block = Function(lambda s, x: F.relu(s.conv(x)), conv=nn.Conv2d(3, 3, 1))
     traced = trace(nn.Sequential(block).eval())
     conv, relu = list(traced.graph_module.graph.nodes)[1:3]
     assert (conv.meta["module_path"], relu.meta["module_path"]) == ("0.conv", "0")
@@ -131,7 +100,7 @@ def test_refuses_nan_and_infinite_weights() -> None:
 
 
 def test_a_mask_may_hold_infinities() -> None:
-    model = Net(lambda s, x: x + s.mask)
+    model = Function(lambda s, x: x + s.mask)
     model.register_buffer("mask", torch.full((8, 8), float("-inf")))
     same(model, IMAGE)
 
@@ -144,7 +113,7 @@ def test_refuses_uninitialised_and_scripted_models() -> None:
 
 
 def test_refuses_dropout_that_always_drops() -> None:
-    model = Net(lambda s, x: F.dropout(x)).eval()
+    model = Function(lambda s, x: F.dropout(x)).eval()
     with pytest.raises(ModelError, match=r"drops at random even in eval mode.*test_trace\.py"):
         trace(model)
 
@@ -225,7 +194,7 @@ def test_refuses_another_number_of_inputs() -> None:
     ],
 )
 def test_outputs_keep_their_structure(forward: Any) -> None:
-    same(Net(forward), IMAGE)
+    same(Function(forward), IMAGE)
 
 
 def test_several_inputs() -> None:
@@ -283,94 +252,13 @@ PYTHON = {
 
 @pytest.mark.parametrize("case", PYTHON)
 def test_follows(case: str) -> None:
-    same(Net(PYTHON[case]), IMAGE)
+    same(Function(PYTHON[case]), IMAGE)
 
 
 def test_refuses_batch_norm_that_eval_does_not_reach() -> None:
-    model = Net(lambda s, x: nn.BatchNorm2d(3)(x)).eval()
+    model = Function(lambda s, x: nn.BatchNorm2d(3)(x)).eval()
     with pytest.raises(ModelError, match="BatchNorm2d that is no registered submodule"):
         trace(model)
-
-
-# -- the doctor ------------------------------------------------------------------------------
-
-
-class Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.mean() > 0:
-            x = -x
-        return self.conv(x)
-
-
-class Loops(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([row.sum() for row in x])
-
-
-class Numbers(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, : int(x.size(1) * 0.5)]
-
-
-class Lengths(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * len(x)
-
-
-class Fails(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.missing  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("model", "problem"),
-    [
-        (Branches(), r"branches on the value `x\.mean\(\) > 0`.*torch\.where"),
-        (Loops(), r"iterates over the value `x`.*index it"),
-        (Numbers(), r"needs the number behind the value `int\(x\.size\(1\) \* 0\.5\)`"),
-        (Lengths(), r"takes the length of the value `len\(x\)`.*\.size"),
-        (Fails(), r"fails at `return x \+ self\.missing.*AttributeError"),
-    ],
-)
-def test_says_why_the_root_cannot_be_traced(model: nn.Module, problem: str) -> None:
-    with pytest.raises(TraceError, match=problem) as raised:
-        trace(model.eval())
-    message = str(raised.value)
-    assert "\n" not in message
-    assert message.startswith(f"{type(model).__name__} cannot be traced: {__file__}:")
-
-
-def test_a_submodule_that_cannot_be_traced_is_a_leaf() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Branches()), Loops())
-    traced = same(model, IMAGE)
-    assert targets(traced) == ["0", "1.0", "2"]
-    assert set(traced.leaf_reasons) == {"1.0", "2"}
-    assert "branches on the value `x.mean() > 0`" in traced.leaf_reasons["1.0"]
-    assert "test_trace.py" in traced.leaf_reasons["1.0"]
-
-
-def test_only_what_is_a_leaf_in_the_end_has_a_reason() -> None:
-    # Loops fails first; its parent then fails on what it gives, and holds it.
-    parent = Net(lambda s, x: x + sum(r for r in s.part(x)), part=Loops())
-    assert set(same(nn.Sequential(parent), IMAGE).leaf_reasons) == {"0"}
-
-
-def test_a_leaf_that_is_handed_what_cannot_be_traced_blames_its_caller() -> None:
-    class Box:
-        def __init__(self, value: Any) -> None:
-            self.value = value
-
-    class Opens(nn.Module):
-        def forward(self, box: Any) -> Any:
-            return box.value if box.value.sum() > 0 else box.value
-
-    caller = Net(lambda s, x: s.opens(Box(x)), opens=Opens())
-    traced = same(nn.Sequential(caller), IMAGE)
-    assert set(traced.leaf_reasons) == {"0"}
 
 
 # -- real networks ---------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from passes import Decline, Pass, PassResult
 from passes.infra import listing, verify
 
-__all__ = ["Checked", "check", "float_graph"]
+__all__ = ["Checked", "Function", "check", "float_graph"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class Checked:
             if node.op not in ("placeholder", "output", "get_attr")
             and listing.operation(node) == operation
         ]
+
+
+class Function(nn.Module):
+    """A model whose forward is `function` of itself and its input."""
+
+    def __init__(self, function: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 def check(

@@ -5,25 +5,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from passes.canonicalize import Canonicalize
 from passes.eliminate_noops import EliminateNoops
-from tests.passes.checking import Checked, check
-
-
-class Function(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
+from tests.passes.checking import Checked, Function, check
 
 
 def run(function: Any) -> Checked:
-    model = nn.Sequential(function) if isinstance(function, nn.Module) else Function(function)
+    model = (
+        nn.Sequential(function)
+        if isinstance(function, nn.Module)
+        else Function(lambda _, x: function(x))
+    )
     # The ends of the graph are no no-ops, so that what is left shows.
     model = nn.Sequential(nn.Tanh(), model, nn.Sigmoid())
     return check(EliminateNoops(), model, torch.randn(2, 4, 6, 6), first=[Canonicalize()])
@@ -94,7 +89,7 @@ def test_erases_relu_after_relu() -> None:
 
 
 def test_keeps_dropout_that_always_drops() -> None:
-    model = nn.Sequential(nn.Tanh(), Function(lambda x: F.dropout(x, 0.0)))
+    model = nn.Sequential(nn.Tanh(), Function(lambda _, x: F.dropout(x, 0.0)))
     found = check(EliminateNoops(), model, torch.randn(1, 3), first=[Canonicalize()])
     assert found.operations == {"tanh": 1, "dropout": 1}
 

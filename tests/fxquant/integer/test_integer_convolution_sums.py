@@ -64,16 +64,16 @@ def test_float32_is_exact_up_to_the_last_integer_that_it_holds(kernel: int) -> N
 def test_exact_under_reduced_convolution_precision(kernel: int, groups: int) -> None:
     x = plain.uint8([2, 64, 9, 9]).contiguous(memory_format=torch.channels_last)
     weight = plain.int8([64, 64 // groups, kernel, kernel])
-    geo = geometry(2, kernel // 2, groups)
+    geo, bias = geometry(2, kernel // 2, groups), torch.randint(-(2**20), 2**20, (64,)).int()
     settings: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     before = settings.fp32_precision
     try:
         settings.fp32_precision = "bf16"
-        found = integer.conv(x, 1.0, 7, weight, torch.ones(1), None, None, **geo, **FLOAT)
+        found = integer.conv(x, 1.0, 7, weight, torch.ones(1), None, bias, **geo, **FLOAT)
     finally:
         settings.fp32_precision = before
     real = torch.nn.functional.conv2d(
-        x.double() - 7, weight.double(), None, 1, kernel // 2, 1, groups
+        x.double() - 7, weight.double(), bias.double(), 1, kernel // 2, 1, groups
     )
     assert torch.equal(found.double(), real)
 
@@ -90,6 +90,16 @@ def test_a_bias_beyond_float32_is_rounded_with_the_sum() -> None:
             **FLOAT,
         )  # fmt: skip
         assert found.unique().tolist() == [2**24 + 2]
+
+
+def test_a_bias_that_int32_does_not_hold_on_top_of_the_sums() -> None:
+    x = torch.full((1, 2, 9), 32767, dtype=torch.int16)
+    weight = torch.full((2, 1, 9), 127, dtype=torch.int8)
+    bias = torch.full((2,), 2**31 - 1, dtype=torch.int32)
+    geo = geometry(1, 0, 2)
+    found = integer.conv(x, 1.0, 0, weight, torch.ones(1), None, bias, **geo, **FLOAT)
+    expected = torch.tensor(9 * 127 * 32767 + 2**31 - 1, dtype=torch.float64).float()
+    assert torch.equal(found.flatten(), expected.expand(2))
 
 
 @pytest.mark.parametrize("groups", [1, 4])
