@@ -30,7 +30,7 @@ def measure(name: str, recipe: fxquant.Recipe, images: int, reference: int) -> d
     found = evaluate(q, network.validation_batches(), reference=model, progress=True)
     row = {
         "network": name,
-        "float_top1": found.reference_top1,
+        "float_top1": found.reference.top1 if found.reference else None,
         "top1": found.top1,
         "drop": found.top1_drop,
         "agreement": found.agreement,

@@ -96,9 +96,11 @@ class _Values(fx.Interpreter):
         grid = n.meta.get("grid")
         if isinstance(result, Tensor) and grid is not None:
             plain = result.int_repr() if result.is_quantized else result
-            self.integers[n.meta.get("simulated", n.name)] = grid.scale * (
-                plain.float() - grid.zero_point
-            )
+            scale = n.meta.get("channel_scale", grid.scale)
+            if isinstance(scale, Tensor):
+                scale = scale.view(-1, *[1] * (plain.dim() - 2))
+            steps = plain.float() - grid.zero_point
+            self.integers[n.meta.get("simulated", n.name)] = scale * steps
         return result
 
 

@@ -48,6 +48,7 @@ from passes import (
     Pipeline,
     QuantizerSite,
     SplitSharedModules,
+    UnsupportedGraphError,
     add_relu,
     copy_sharing_tensors,
 )
@@ -108,7 +109,7 @@ def compile(
     _check_anything_quantized(rows)
 
     weights, saturation_notes = _weight_quantizers(fused, plan, target)
-    sites = [QuantizerSite(s.path, ActivationQuantizer(s.spec), s.nodes) for s in plan.values]
+    sites = [QuantizerSite(s.path, ActivationQuantizer(s.spec, channelwise=s.channelwise), s.nodes) for s in plan.values]
     insert = InsertQuantDequant(sites, weights, _reads_quantized(plan))
     recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, target)
     simulated = run(
@@ -212,6 +213,8 @@ def _run(
 ) -> list[PassRecord]:
     try:
         return Pipeline(steps).run(graph, probe)
+    except UnsupportedGraphError as error:
+        raise ModelError(f"the model cannot be compiled as it is: {error}") from error
     except PassError as error:
         if stage == "float" and str(error).startswith("before the first pass"):
             raise ModelError(
@@ -232,7 +235,8 @@ def _open(model: nn.Module, recipe: Recipe, calibration: Any) -> CalibrationSet:
 
         source = open_batches(
             recipe.calibration.source,
-            images=recipe.calibration.images,
+            images=recipe.calibration.images or None,
+            preprocessing=recipe.calibration.preset,
             batch_size=recipe.calibration.batch_size,
         )
     return CalibrationSet(source, model=model, images=recipe.calibration.images or None)

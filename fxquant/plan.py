@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx, nn
 
@@ -27,11 +28,16 @@ _SHARED_SCALE = (Kind.POOL, Kind.SELECT, Kind.MOVE)
 
 @dataclass(frozen=True)
 class ValueSite:
-    """One quantizer: its spec and the nodes whose values pass through it, in order."""
+    """One quantizer: its spec and the nodes whose values pass through it, in order.
+
+    `channelwise`: only depthwise convolutions read the value, so that every channel may have its
+    own scale.
+    """
 
     path: str
     spec: QuantSpec
     nodes: tuple[str, ...]
+    channelwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,10 @@ class _Planner:
             self.reasons[node] = "the recipe keeps activations in float"
 
     def _follow_consumers(self) -> None:
-        """Data movement gains nothing from integers that are only made for it."""
+        """Movement and averages gain nothing from integers that are only made for them."""
         for node in reversed(self.nodes):
-            moves = self.kinds.get(node) is Kind.MOVE and node not in self.reasons
-            if moves and not any(self._integer(user) for user in node.users):
+            follows = self.kinds.get(node) in (Kind.MOVE, Kind.POOL) and node not in self.reasons
+            if follows and self.recipe.quantize_output is False and not any(self._integer(user) for user in node.users):
                 self.reasons[node] = "its consumers are float"
 
     def _integer(self, node: fx.Node) -> bool:
@@ -189,6 +195,7 @@ class _Planner:
                 path=f"quantizers.{nodes[0].name}",
                 spec=self._widest(nodes),
                 nodes=tuple(node.name for node in nodes),
+                channelwise=len(nodes) == 1 and self._is_channelwise(nodes[0]),
             )
             for nodes in members.values()
         )
@@ -206,7 +213,25 @@ class _Planner:
 
     def _may_leave_as_float(self, node: fx.Node) -> bool:
         """Accumulators may be dequantized directly where nothing else happens to them."""
-        return not self.recipe.quantize_output and len(self._operands(node)) == 1
+        # By arguments: a residual may be the very value that the layer reads.
+        return not self.recipe.quantize_output and len(node.args) == 1
+
+    def _is_channelwise(self, node: fx.Node) -> bool:
+        """Whether a layer makes the value and depthwise convolutions alone read it."""
+        if self.recipe.activations.depthwise != "per_channel":
+            return False
+        if not (self._integer(node) and self.kinds[node] is Kind.LAYER):
+            return False
+        layer: Any = layer_of(node, self.root)
+        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return False
+        return all(
+            self._integer(user)
+            and user.args[0] is node
+            and user.all_input_nodes == [node]
+            and _is_depthwise(layer_of(user, self.root))
+            for user in node.users
+        )
 
     def _widest(self, nodes: Iterable[fx.Node]) -> QuantSpec:
         specs = [spec for node in nodes if (spec := self._value_spec(node)) is not None]
@@ -247,6 +272,11 @@ class _Planner:
         if node is self.first_layer:
             return "first"
         return "last" if node is self.last_layer else ""
+
+
+def _is_depthwise(layer: Any) -> bool:
+    convolution = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return convolution and layer.groups == layer.in_channels > 1
 
 
 class _Groups:

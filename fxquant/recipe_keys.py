@@ -80,6 +80,7 @@ ACTIVATION_KEYS: Keys = {
     "observer": _observer,
     "options": _table,
     "one_sided": _boolean,
+    "depthwise": _one_of("per_tensor", "per_channel"),
     "reduce_range": _boolean,
 }
 CALIBRATION_KEYS: Keys = {

@@ -50,7 +50,9 @@ class WeightRecipe:
 class ActivationRecipe:
     """How activations are quantized; `bits` may be ``"float"``.
 
-    `one_sided` allows zero-point-free quantizers for values that are proved non-negative. 16 bits
+    `one_sided` allows zero-point-free quantizers for values that are proved non-negative.
+    `depthwise` = "per_channel" gives such values a scale a channel where only depthwise
+    convolutions read them, which costs nothing: both layers rescale each channel anyway. 16 bits
     are always symmetric, whatever `scheme` says. The other keys are QuantSpec's.
     """
 
@@ -59,6 +61,7 @@ class ActivationRecipe:
     observer: str = "mse"
     options: Options = ()
     one_sided: bool = True
+    depthwise: Granularity = "per_tensor"
     reduce_range: bool = False
 
     def __post_init__(self) -> None:

@@ -48,6 +48,9 @@ _MOMENTUM = ObserverOption(0.9, 0.0, 0.9999, "share of the running range that a 
 _BINS = ObserverOption(4096, 256, 65536, "bins of the histogram", integer=True, power_of_two=True)
 _CANDIDATES = ObserverOption(100, 4, 1000, "ranges compared before refinement", integer=True)
 _PERCENTILE = ObserverOption(99.99, 50.0, 100.0, "percentage of the values at or below the bound")
+_CAP = ObserverOption(
+    1.75, 0.0, 1000.0, "bound of a range in mean extremes of an image; 0 lifts it (activations)"
+)
 _P = ObserverOption(2.4, 0.1, 16.0, "exponent of the error norm")
 
 OBSERVERS: Mapping[str, Mapping[str, ObserverOption]] = MappingProxyType(
@@ -56,11 +59,11 @@ OBSERVERS: Mapping[str, Mapping[str, ObserverOption]] = MappingProxyType(
         "min_max": {},
         "moving_average_abs_max": {"momentum": _MOMENTUM},
         "moving_average_min_max": {"momentum": _MOMENTUM},
-        "histogram": {"bins": _BINS, "candidates": _CANDIDATES},
+        "histogram": {"bins": _BINS, "candidates": _CANDIDATES, "cap": _CAP},
         "percentile": {"bins": _BINS, "percentile": _PERCENTILE},
         "entropy": {"bins": _BINS, "candidates": _CANDIDATES},
-        "mse": {"bins": _BINS, "candidates": _CANDIDATES},
-        "p_norm": {"bins": _BINS, "candidates": _CANDIDATES, "p": _P},
+        "mse": {"bins": _BINS, "candidates": _CANDIDATES, "cap": _CAP},
+        "p_norm": {"bins": _BINS, "candidates": _CANDIDATES, "cap": _CAP, "p": _P},
     }
 )
 """Every range estimator and its options. ``p_norm_2.4`` is short for ``p_norm`` with p = 2.4."""
@@ -199,6 +202,10 @@ class QuantSpec:
     def per_tensor(self) -> QuantSpec:
         """The same spec with one scale for the whole tensor."""
         return replace(self, granularity="per_tensor")
+
+    def has_option(self, name: str) -> bool:
+        """Whether the estimator knows an option of this name."""
+        return name in OBSERVERS[self.estimator]
 
     def option(self, name: str) -> float:
         """An option of the estimator: as set, as its shorthand implies, or by default."""

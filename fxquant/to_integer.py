@@ -60,8 +60,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class _Integers:
+    """Integers of the graph; `channels` are the scales of a value that has one a channel."""
+
     node: fx.Node
     grid: Grid
+    channels: Tensor | None = None
 
 
 def to_integer(simulated: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -81,6 +84,7 @@ class _Conversion:
         self.graph = fx.Graph()
         self.integers: dict[fx.Node, _Integers] = {}
         self.floats: dict[fx.Node, fx.Node] = {}
+        self.output_channels: Tensor | None = None
         self.plain: dict[fx.Node, fx.Node] = {}  # sizes and other values that are no tensors
         self.current: fx.Node = next(iter(simulated.graph.nodes))
 
@@ -131,9 +135,13 @@ class _Conversion:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = cast(nn.Module, owner._modules[part])
+        value = value.detach()
+        # The model may read a layer's weight as a plain tensor beside calling the layer.
+        while leaf in owner._buffers and not _same(cast(Tensor, owner._buffers[leaf]), value):
+            leaf += "_"
         if leaf not in owner._buffers:
-            owner.register_buffer(leaf, value.detach())
-        return self._annotate(self.graph.get_attr(path), None)
+            owner.register_buffer(leaf, value)
+        return self._annotate(self.graph.get_attr(".".join([*parents, leaf])), None)
 
     def _tensor(self, node: fx.Node) -> Tensor:
         value: Any = self.source
@@ -176,9 +184,11 @@ class _Conversion:
         module = self.source.get_submodule(str(node.target))
         assert isinstance(module, ActivationQuantizer)
         qparams = module.qparams
+        channels = None if qparams.axis is None else qparams.scale
+        self.output_channels = channels
         grid = Grid(
-            float(qparams.scale),
-            int(qparams.zero_point),
+            float(qparams.scale.amax()),
+            int(qparams.zero_point[0]),
             qparams.qmin,
             qparams.qmax,
             qparams.dtype,
@@ -188,7 +198,10 @@ class _Conversion:
             emitted = _EMITTERS[self.plan.kinds[value.name]](self, value, grid)
         else:
             emitted = self._emit(OPS.quantize.default, (self.floats[value], *grid.output()), grid)
-        self.integers[node] = _Integers(emitted, grid)
+        if channels is not None:
+            emitted.meta["channel_scale"] = channels
+        self.output_channels = None
+        self.integers[node] = _Integers(emitted, grid, channels)
 
     def _integer_operation(self, node: fx.Node) -> None:
         kind = self.plan.kinds[node.name]
@@ -334,10 +347,12 @@ class _Conversion:
     # -- integer layers ------------------------------------------------------------------
 
     def _weight(
-        self, path: str, layer: Any, qparams: QParams
+        self, path: str, layer: Any, qparams: QParams, output_scale: Tensor | None = None
     ) -> tuple[fx.Node, fx.Node, fx.Node | None]:
         weight = self._constant(f"{path}.weight", qparams.quantize(layer.weight.detach()))
-        scale = self._constant(f"{path}.weight_scale", qparams.scale.float())
+        scale = self._constant(
+            f"{path}.weight_scale", qparams.scale if output_scale is None else output_scale
+        )
         zero_point = None
         if bool((qparams.zero_point != 0).any()):
             zero_point = self._constant(
@@ -355,10 +370,18 @@ class _Conversion:
         layer: Any = module.layer
         x, *residual = (self.integers[source] for source in node.args)  # type: ignore[index]
         qparams = _room_for_bias(quantizer.qparams, layer.bias, x.grid.scale)
-        weight, scale, zero_point = self._weight(path, layer, qparams)
+        # A scale a channel is folded into the weights' scales on both sides of the value.
+        per_channel = qparams.scale
+        if x.channels is not None:
+            repeats = layer.out_channels // layer.in_channels
+            per_channel = per_channel * (x.channels / x.grid.scale).repeat_interleave(repeats)
+        rescaled = per_channel
+        if self.output_channels is not None and grid is not None:
+            rescaled = per_channel * (grid.scale / self.output_channels)
+        weight, scale, zero_point = self._weight(path, layer, qparams, rescaled)
         bias = None
         if layer.bias is not None:
-            step = x.grid.scale * qparams.scale.double()
+            step = x.grid.scale * per_channel.double()
             rounded = (layer.bias.detach().double() / step).round()
             bias = self._constant(f"{path}.bias", rounded.to(torch.int32))
         extra = tuple(item for value in residual for item in (value.node, *value.grid.input))
@@ -395,6 +418,10 @@ def _room_for_bias(qparams: QParams, bias: Tensor | None, x_scale: float) -> QPa
     if qparams.scale.numel() == 1:
         smallest = smallest.amax().reshape(1)
     return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
 def _activation(root: nn.Module, node: fx.Node) -> str:

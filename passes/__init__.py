@@ -9,7 +9,12 @@ from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu
 from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path, tensor_info
-from passes.infra.errors import OrderError, PassError, VerificationError
+from passes.infra.errors import (
+    OrderError,
+    PassError,
+    UnsupportedGraphError,
+    VerificationError,
+)
 from passes.infra.pattern import Call, Rule, RuleTable, call
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
@@ -47,6 +52,7 @@ __all__ = [
     "RuleTable",
     "SplitSharedModules",
     "TensorInfo",
+    "UnsupportedGraphError",
     "VerificationError",
     "add_relu",
     "branching_regions",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes.infra.base import module_path
-from passes.infra.errors import PassError
+from passes.infra.errors import UnsupportedGraphError
 from passes.infra.rewrite import Rewriter
 from passes.values import is_tensor
 
@@ -136,7 +136,7 @@ def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
         return node
     function = getattr(torch, name, None) or getattr(F, name, None)
     if not callable(function):
-        raise PassError(f"canonicalize: {node.name}: no form of {name}_ without the write is known")
+        raise UnsupportedGraphError(f"canonicalize: {node.name}: no form of {name}_ without the write is known")
     return rewriter.replace_call(node, function, node.args, kwargs)
 
 
@@ -175,7 +175,7 @@ def _let_later_readers_see(rewriter: Rewriter, written: fx.Node, new: fx.Node) -
             if renewed is not None:
                 redirect(node, renewed)
             elif not _apart(node, chain, parents, later_users(node)):
-                raise PassError(
+                raise UnsupportedGraphError(
                     f"canonicalize: {written.name} ({module_path(written) or 'root'}) is written "
                     f"in place and is a view of {node.name}, which is read later: write it out of "
                     "place"

@@ -129,6 +129,7 @@ _add(torch.stack, {"dim": 0}, operands=("tensors",))
 _add(torch.flatten, {"start_dim": 0, "end_dim": -1}, ("flatten",))
 _add(torch.reshape, {"shape": REQUIRED}, ("reshape", "view"), variadic=True)
 _add(torch.permute, {"dims": REQUIRED}, ("permute",), variadic=True)
+_add(torch.flip, {"dims": REQUIRED}, ("flip",), variadic=True)
 _TWO_DIMS = {"dim0": REQUIRED, "dim1": REQUIRED}
 _TRANSPOSES = (torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims")
 _add(torch.transpose, _TWO_DIMS, _TRANSPOSES)

@@ -79,7 +79,7 @@ class _Lowering:
         return self._annotate(node)
 
     def _annotate(self, node: fx.Node) -> fx.Node:
-        for key in ("module_path", "origin", "simulated", "grid", "function"):
+        for key in ("module_path", "origin", "simulated", "grid", "channel_scale", "function"):
             if key in self.current.meta:
                 node.meta[key] = self.current.meta[key]
         node.meta["integer"] = self.current.name
@@ -91,9 +91,16 @@ class _Lowering:
         Plain attributes are found without `nn.Module.__getattr__`, which costs as much as a
         small kernel's dispatch.
         """
+        name = self._free(name)
         setattr(self.root, name, value)
         node = self.graph.create_node("get_attr", name, (), {}, name=name)
         return self._annotate(node)
+
+    def _free(self, name: str) -> str:
+        # The constants of node a_b may be called as those of module a.b are.
+        while hasattr(self.root, name):
+            name += "_"
+        return name
 
     def tensor(self, node: fx.Node | None) -> Tensor | None:
         """The tensor that a get_attr node of the source graph reads."""
@@ -114,7 +121,7 @@ class _Lowering:
         if node.op == "call_module":
             path = str(node.target)
             module = self.source.get_submodule(path)
-            name = path.replace(".", "_")
+            name = self._free(path.replace(".", "_"))
             self.root.add_module(name, module)
             args = fx.map_arg(node.args, self.other)
             kwargs = dict(fx.map_arg(node.kwargs, self.other))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -74,6 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def finite(data: Any) -> Any:
+    """The same data with null for infinities and NaN, which JSON does not have."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors go to stderr on one line."""
     parsed = build_parser().parse_args(arguments)
@@ -84,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Stdout belongs to the JSON alone; whatever a command prints on its way goes to stderr.
         with contextlib.redirect_stdout(sys.stderr if parsed.json else sys.stdout):
             outcome: Outcome = parsed.run(parsed)
-        print(json.dumps(outcome.data, indent=2, allow_nan=False) if parsed.json else outcome.text)
+        print(json.dumps(finite(outcome.data), indent=2) if parsed.json else outcome.text)
     except (FxquantError, OSError) as error:
         print(f"fxquant: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -39,7 +39,16 @@ class Observer(ABC):
         if x.numel() == 0:
             return
         rows = as_rows(x.detach(), self.axis)
-        low, high = torch.aminmax(rows, dim=1) if len(rows) > 1 else _whole(rows)
+        samples = len(x) if self.axis is None and x.dim() > 1 and self.needs_samples else 1
+        if samples > 1:
+            # In memory order the samples stay together whatever the layout of their channels.
+            sample_low, sample_high = _extremes(rows.view(samples, -1))
+            self.observe_samples(sample_low, sample_high)
+            low, high = sample_low.amin().reshape(1), sample_high.amax().reshape(1)
+        else:
+            low, high = torch.aminmax(rows, dim=1) if len(rows) > 1 else _whole(rows)
+            if self.needs_samples:
+                self.observe_samples(low, high)
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             bad = int((~torch.isfinite(rows)).sum())
             raise CalibrationError(
@@ -79,6 +88,14 @@ class Observer(ABC):
         """The observed values in words, the start of an error message."""
         return f"the values of {self.name!r}" if self.name else "the values"
 
+    @property
+    def needs_samples(self) -> bool:
+        """Whether `observe_samples` wants the extremes of every image."""
+        return False
+
+    def observe_samples(self, low: Tensor, high: Tensor) -> None:
+        """Take in the extremes of each image of a batch, ``[N]``."""
+
     @abstractmethod
     def observe(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in finite values, float32 ``[C, N]``, with their float64 ``[C]`` extremes."""
@@ -105,6 +122,11 @@ def as_rows(x: Tensor, axis: int | None) -> Tensor:
     if x.dim() >= 4 and not x.is_contiguous():
         x = x.movedim(1, -1)
     return x.reshape(1, -1)
+
+
+def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    # Twice as fast as one `aminmax` over a dimension, which is not vectorised.
+    return rows.amin(1), rows.amax(1)
 
 
 def _whole(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,6 @@ from fxquant.observers.ranges import fit_codes
 from fxquant.observers.search import HistogramObserver, is_one_dimensional, tail_bounds
 from fxquant.spec import QuantSpec
 
-_LEAST_KEPT = 0.8  # of the values must lie inside a range that entropy is to judge
-
 
 class PercentileObserver(HistogramObserver):
     """The range that leaves out a share of the values: ``percentile = 99.99`` drops 0.01 %.
@@ -38,10 +36,10 @@ class EntropyObserver(HistogramObserver):
 
     The Kullback-Leibler divergence of P, the histogram with what lies outside moved to the
     outermost bins inside, from Q, the histogram inside spread evenly over the bins that share a
-    code. Candidates are fractions of the full range; those that span fewer bins than there are
-    codes tell nothing, and few values outside a narrow range can look like a perfect match, so
-    both are left out. The bin at 0 counts as its larger neighbour, since the many exact zeros
-    behind a ReLU would otherwise decide alone.
+    code. Candidates are fractions of the full range. Those that span fewer bins than there are
+    codes, and those that leave out more values than an even share of one code, are not compared:
+    where there are few values, a narrow range can look like a perfect match. The bin at 0 counts
+    as its larger neighbour, since the many exact zeros behind a ReLU would decide alone.
     """
 
     def range(self) -> tuple[Tensor, Tensor]:
@@ -112,7 +110,7 @@ class _Divergence:
             cross = cross + outside * level.gather(1, code).squeeze(1)
         kl = (entropy - cross) / total - total.log() + kept.clamp(min=1).log()
         spanned = (self.high - self.low) * fraction / self.widths.squeeze(1)
-        enough = (spanned >= mass.shape[1]) & (kept >= _LEAST_KEPT * total)
+        enough = (spanned >= mass.shape[1]) & (total - kept <= total / mass.shape[1])
         return torch.where((fraction >= 1) | enough, kl, torch.inf)
 
 

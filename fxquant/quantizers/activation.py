@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxquant.observers import Observer, make_observer
 from fxquant.quantizers.affine import AffineQuantizer, describe
-from fxquant.spec import QuantSpec
+from fxquant.spec import QParams, QuantSpec
+
+_FINEST = 256  # a channel's scale is at most this many times finer than the tensor's
 
 
 class ActivationQuantizer(AffineQuantizer):
@@ -17,10 +20,15 @@ class ActivationQuantizer(AffineQuantizer):
 
     A fresh one lets values pass. While `observing` it gathers statistics and lets them pass.
     `freeze` fixes the parameters; from then on the forward quantizes, unless `enabled` is False.
+
+    `channelwise` gives a one-sided quantizer a scale for each channel (dimension 1): the
+    channel's largest value, where that lies below the range found for the tensor as a whole.
     """
 
-    def __init__(self, spec: QuantSpec, name: str = "") -> None:
+    def __init__(self, spec: QuantSpec, name: str = "", *, channelwise: bool = False) -> None:
         super().__init__()
+        self.channelwise = channelwise
+        self._channel_max: Tensor | None = None
         self.spec = spec
         self.observer: Observer = make_observer(spec, name=name)
         self.observing = False
@@ -47,6 +55,9 @@ class ActivationQuantizer(AffineQuantizer):
             CalibrationError: nothing was observed, or the values do not fit the spec.
         """
         self._qparams = self.observer.qparams()
+        if self.channelwise and self.one_sided and self._channel_max is not None:
+            self._qparams = _channelwise(self._qparams, self._channel_max)
+            self._channel_max = None
         self.observer = make_observer(self.spec, name=self.observer.name)
         self.observing = False
 
@@ -54,6 +65,10 @@ class ActivationQuantizer(AffineQuantizer):
         """Let x pass, observed or not, before `freeze`; quantize it afterwards."""
         if self.observing:
             self.observer.update(x)
+            if self.channelwise and self.one_sided and x.numel():
+                largest = x.detach().amax([0, *range(2, x.dim())])
+                seen = self._channel_max
+                self._channel_max = largest if seen is None else torch.maximum(seen, largest)
             return x
         return super().forward(x)
 
@@ -69,3 +84,10 @@ class ActivationQuantizer(AffineQuantizer):
         """Take over what `get_extra_state` gave; a frozen state ends the observation."""
         super().set_extra_state(state)
         self.observing = False
+
+
+def _channelwise(whole: QParams, largest: Tensor) -> QParams:
+    coarsest = whole.scale.expand(len(largest))
+    scale = (largest.float() / whole.qmax).clamp(coarsest / _FINEST, coarsest)
+    zeros = torch.zeros(len(largest), dtype=torch.int32)
+    return QParams(scale.contiguous(), zeros, whole.qmin, whole.qmax, whole.dtype, axis=1)

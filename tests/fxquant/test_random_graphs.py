@@ -1,0 +1,106 @@
+"""Graphs that nobody thought of: the integers are right, on both targets and from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fxquant
+from fxquant.backends import check_target
+from fxquant.errors import CompileError
+from passes.infra.verify import flatten
+from tests.fxquant.random_networks import OPERATIONS, RandomNetwork
+from tests.fxquant.simulation import Float64Check
+
+networks = st.builds(
+    RandomNetwork,
+    st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=7),
+    st.integers(0, 10**6),
+)
+recipes = st.fixed_dictionaries(
+    {
+        "fusion": st.sampled_from(["all", "all", "blocks", "none"]),
+        "fold_batch_norm": st.sampled_from([True, True, False]),
+        "quantize_output": st.booleans(),
+        "equalize": st.sampled_from([False, False, True]),
+        "bias_correction": st.sampled_from([False, False, True]),
+        "weights.bits": st.sampled_from([8, 8, 8, 4]),
+        "weights.scheme": st.sampled_from(["symmetric", "symmetric", "affine"]),
+        "weights.granularity": st.sampled_from(["per_channel", "per_channel", "per_tensor"]),
+        "activations.bits": st.sampled_from([8, 8, 8, 4]),
+        "activations.observer": st.sampled_from(["min_max", "min_max", "mse"]),
+        "activations.reduce_range": st.sampled_from([False, False, True]),
+    }
+)
+
+
+@settings(
+    max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(network=networks, changes=recipes, draw=st.integers(0, 9))
+def test_integers_are_right(
+    network: RandomNetwork,
+    changes: dict[str, Any],
+    draw: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    recipe = fxquant.Recipe.named("w8a8").replace(changes)
+    x = network.example
+    try:
+        q = fxquant.compile(network, recipe, calibration=x)
+    except CompileError as error:
+        # A few draws move data and nothing else.
+        assert "nothing would be quantized" in str(error)
+        return
+    integer, simulated = q.stages["integer"], q.stages["simulated"]
+
+    simulation = Float64Check(integer, simulated)
+    with torch.no_grad():
+        expected = simulation.run(x)
+        floats = simulated(x)
+    assert max(simulation.steps.values(), default=0) <= 1, simulation.steps
+    assert max(simulation.excess.values(), default=0.0) <= 1.0, simulation.excess
+    _assert_close(floats, expected)
+
+    # The report's check ran on one image; these are others.
+    assert q.report.target_check["largest_difference"] <= 1
+    found = check_target(integer, q.stages["x86"], (x,))
+    assert found.largest <= 1, [entry for entry in found.operations if entry.largest > 1]
+
+    other = torch.cat([x, x.flip(0)])[:7]
+    reference = q.to_target("reference")
+    _assert_same_shapes(network(other), q(other))
+    _assert_equal(expected, reference(x))
+    if draw == 0:
+        path = tmp_path_factory.mktemp("drawn") / "m.fxq"
+        q.save(path)
+        _assert_equal(reference(other), fxquant.load(path, "reference")(other))
+        _assert_equal(q(other), fxquant.load(path)(other))
+
+
+def _assert_same_shapes(expected: Any, found: Any) -> None:
+    left, right = list(flatten(expected)), list(flatten(found))
+    assert [(path, value.shape) for path, value in left] == [
+        (path, value.shape) for path, value in right
+    ]
+    assert type(expected) is type(found)
+
+
+def _assert_equal(expected: Any, found: Any) -> None:
+    left, right = list(flatten(expected)), list(flatten(found))
+    assert [path for path, _ in left] == [path for path, _ in right]
+    for (path, a), (_, b) in zip(left, right, strict=True):
+        assert torch.equal(a, b), path
+
+
+def _assert_close(floats: Any, integers: Any) -> None:
+    """The simulated graph and the integers part only where a value lies next to a tie."""
+    for (_, a), (_, b) in zip(flatten(floats), flatten(integers), strict=True):
+        assert isinstance(a, Tensor)
+        noise, signal = (a - b).double().square().sum(), a.double().square().sum()
+        assert noise <= 0.05 * signal + 1e-12
