@@ -232,5 +232,6 @@ def _names() -> dict[Any, str]:
 def _methods() -> frozenset[str]:
     functions = get_overridable_functions().get(torch.Tensor, ())
     return frozenset(name for f in functions if (name := getattr(f, "__name__", ""))) | {
-        "size", "dim", "numel", "int_repr",
+        "size", "dim", "numel", "int_repr", "stride", "unflatten", "new_zeros", "new_ones",
+        "new_full",
     }  # fmt: skip

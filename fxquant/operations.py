@@ -182,6 +182,8 @@ def _refuse_pair(node: fx.Node) -> str:
         return "an addition with alpha other than 1 has no integer form"
     if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args):
         return "the other operand is a constant tensor"
+    if any(not isinstance(a, fx.Node) or a.meta.get("tensor") is None for a in node.args):
+        return "the other operand is a number, known when the model runs"
     return ""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxquant.dynamic import check_dynamic, dynamic_refusal
@@ -140,9 +141,11 @@ class _Planner:
             self.kinds[node] = operation.kind
             if operation.kind is Kind.FLOAT:
                 self.reasons[node] = operation.reason
+            elif foreign := self._foreign_type(node):
+                self.reasons[node] = foreign
             elif not started:
                 self.reasons[node] = f"quantization starts at {self.recipe.start_at!r}"
-            elif self.recipe.keeps_float(path, self._type_name(node)):
+            elif self.recipe.keeps_float(path, self._type_name(node), self._position(node)):
                 self.reasons[node] = "the recipe keeps it in float"
             elif operation.kind is Kind.LAYER:
                 self._decide_layer(node, path)
@@ -152,6 +155,14 @@ class _Planner:
                 floats = [source for source in self._operands(node) if not self._integer(source)]
                 if floats:
                     self.reasons[node] = f"its operand {floats[0].name} is float"
+
+    def _foreign_type(self, node: fx.Node) -> str:
+        """Why codes cannot stand for the values: only float32 values are what a grid means."""
+        for value in (*self._operands(node), node):
+            info = tensor_info(value)
+            if info is not None and info.dtype != torch.float32:
+                return f"{value.name} holds {str(info.dtype).removeprefix('torch.')}, not float32"
+        return ""
 
     def _decide_layer(self, node: fx.Node, path: str) -> None:
         weight = self.recipe.spec_for_weight(path, self._type_name(node), self._position(node))
@@ -227,8 +238,7 @@ class _Planner:
             return False
         return all(
             self._integer(user)
-            and user.args[0] is node
-            and user.all_input_nodes == [node]
+            and user.args == (node,)
             and _is_depthwise(layer_of(user, self.root))
             for user in node.users
         )

@@ -45,8 +45,7 @@ class Recipe:
         fold_batch_norm: fold batch norms into their layer.
         requantization: ``float``: float32 multipliers between integers.
         equalize: cross-layer equalization before quantization.
-        bias_correction: correct biases by the mean error measured on calibration images.
-        bias_correction_images: how many.
+        bias_correction: correct biases by what rounding the weights does to the mean of each output.
         start_at: a module path or glob: what runs before it stays float. ``""``: everything.
         float: selectors of modules that stay float; see `Selector.parse`.
         quantize_output: quantize the model's outputs too.
@@ -65,7 +64,6 @@ class Recipe:
     requantization: Literal["float", "dyadic"] = "float"
     equalize: bool = False
     bias_correction: bool = False
-    bias_correction_images: int = 64
     start_at: str = ""
     float: tuple[str, ...] = ()
     quantize_output: bool = False

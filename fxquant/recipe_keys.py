@@ -105,7 +105,6 @@ RECIPE_KEYS: Keys = {
     "requantization": _one_of("float", "dyadic"),
     "equalize": _boolean,
     "bias_correction": _boolean,
-    "bias_correction_images": _integer(1, 10**6),
     "start_at": _text,
     "float": _texts,
     "quantize_output": _boolean,

@@ -221,6 +221,13 @@ class _Conversion:
         target: Any = node.target
         if target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
             emitted = self._max_pool(node, args[0], kwargs, grid)
+        elif target is F.interpolate and grid.dtype != torch.uint8:
+            # Torch repeats no 16-bit integers; the floats that they stand for give them back.
+            floats = self._emit(OPS.dequantize.default, (args[0], *grid.input), None)
+            repeated = self.graph.create_node("call_function", target, (floats,), kwargs)
+            emitted = self._emit(
+                OPS.quantize.default, (self._annotate(repeated, None), *grid.output()), grid
+            )
         else:
             emitted = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             self._annotate(emitted, grid)
@@ -488,6 +495,7 @@ def _emit_table(conversion: _Conversion, node: fx.Node, grid: Grid) -> fx.Node:
         conversion.floats[node.all_input_nodes[0]] = floats
         args = fx.map_arg(node.args, conversion._float_or_plain)
         result = conversion.graph.create_node("call_function", node.target, args, dict(node.kwargs))
+        conversion._annotate(result, None)
         return conversion._emit(OPS.quantize.default, (result, *grid.output()), grid)
     table = build_table(function, *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
     constant = conversion._constant(f"tables.{node.name}", table)

@@ -277,13 +277,23 @@ def _lower_conv(lowering: _Lowering, node: fx.Node) -> Lowered:
     relu = a["qmin"] == a["zero_point"] > 0
     if residual is not None:
         target = kernels.conv_add_relu if relu else kernels.conv_add
-        lowered = lowering.emit(target, x, lowering.quantized(residual), *output)
+        accumulator = lowering.quantized(residual)
+        if _is_needed_again(residual, node):
+            accumulator = lowering.emit(torch.clone, accumulator)
+        lowered = lowering.emit(target, x, accumulator, *output)
     else:
         name = f"conv{dimensions}d_relu" if relu else f"conv{dimensions}d"
         lowered = lowering.emit(
             getattr(getattr(Q, name), "new", None) or getattr(Q, name).default, x, *output
         )
     return lowering.clamp(lowered, node, 0 if relu else a["qmin"], a["qmax"])
+
+
+def _is_needed_again(residual: fx.Node, node: fx.Node) -> bool:
+    """Whether more than `node` needs the memory of `residual`, which the kernel writes over."""
+    readers = list(residual.users)
+    views = residual.target in _ON_QUANTIZED or any(r.target in _ON_QUANTIZED for r in readers)
+    return views or residual is node.args[0] or any(node < reader for reader in readers)
 
 
 def _conv_to_float(

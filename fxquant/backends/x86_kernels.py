@@ -5,11 +5,13 @@ Measured on CPUs with AVX-512 VNNI (`benchmarks/kernels.py`):
 - linear layers are safe with FBGEMM's packing at any zero point;
 - a oneDNN packed object remembers the first primitive that it ran, whatever operation that was,
   so every call site packs its own;
-- `conv2d_add*` look at the global engine when they run, the others at the packed object.
+- `conv2d_add*` look at the global engine when they run, the others at the packed object;
+- `conv2d_add*` write their result over the residual where that is channels-last.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,20 @@ __all__ = [
     "pack_linear",
     "quantized_weight",
 ]
+
+
+
+def _spend_deprecation_warning() -> None:
+    """Make torch say once, unheard, that quantized tensors will be removed some day.
+
+    It is our matter and not the user's: the kernels work in every release that we test.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+
+_spend_deprecation_warning()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr if parsed.json else sys.stdout):
             outcome: Outcome = parsed.run(parsed)
         print(json.dumps(finite(outcome.data), indent=2) if parsed.json else outcome.text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (FxquantError, OSError) as error:
         print(f"fxquant: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

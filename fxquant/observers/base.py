@@ -94,7 +94,8 @@ class Observer(ABC):
         return False
 
     def observe_samples(self, low: Tensor, high: Tensor) -> None:
-        """Take in the extremes of each image of a batch, ``[N]``."""
+        """Take in the extremes of each image of a batch, ``[N]``; asked for by `needs_samples`."""
+        raise NotImplementedError
 
     @abstractmethod
     def observe(self, rows: Tensor, low: Tensor, high: Tensor) -> None:

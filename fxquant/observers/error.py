@@ -82,7 +82,7 @@ class Counts:
         row_step = max(1, _CHUNK // columns)
         for row in range(0, channels, row_step):
             part = slice(row, row + row_step)
-            borders, drops = self.borders[part, None, :], self.drops[part, :, None]
+            borders, drops = self.borders[part, None, :], self.drops[part, None, :]
             step = max(1, _CHUNK // (len(drops) * columns))
             for first in range(0, scale.shape[1], step):
                 k = slice(first, first + step)
@@ -91,7 +91,7 @@ class Counts:
                 codes = torch.clamp(codes, bottom[part, k, None], top[part, k, None])
                 d -= codes
                 integral = _signed_power(d, p + 1).add_(codes, alpha=2.0**-p)
-                total[part, k] = torch.bmm(integral, drops).squeeze(2)
+                total[part, k] = integral.mul_(drops).sum(2)
         return total.clamp(min=0) * scale ** (p + 1) / (p + 1)
 
 

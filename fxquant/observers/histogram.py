@@ -18,7 +18,8 @@ class Histogram:
     Bin i of B holds ``[(i - B/2) w, (i + 1 - B/2) w)``. A row's width w = 2^k is the smallest at
     which its values fit. When one does not, neighbouring bins are added in pairs: that is exact,
     and since bins of all widths share their borders, the result does not depend on the order or
-    on how the values were cut into batches. Memory is constant.
+    on how the values were cut into batches; only a negative value below 2^-126 of the width may
+    count as 0. Memory is constant.
 
     Args:
         rows: how many independent histograms.

@@ -140,9 +140,15 @@ class L2HistogramObserver(HistogramObserver):
         count = count if len(low) == 1 else max(4, count // 4)
         shares = torch.cat([torch.zeros(1), torch.logspace(-1 - _TRIMS, -1, count - 1)]).double()
         for (part, histogram), (_, samples) in zip(self.histograms(), self.samples(), strict=True):
-            bounds = tail_bounds(histogram, self.spec, shares)
-            bounds[0][:, 0], bounds[1][:, 0] = low[part], high[part]
-            best = pick(samples, self.spec, *bounds, p=2.0)
+            lower, upper = tail_bounds(histogram, self.spec, shares)
+            lower[:, 0], upper[:, 0] = low[part], high[part]
+            limit_low, limit_high = low[part], high[part]
+            if is_one_dimensional(self.spec):
+                limit_high = torch.maximum(-limit_low, limit_high)
+                limit_low = -limit_high
+            lower = torch.maximum(lower, limit_low.unsqueeze(1))
+            upper = torch.minimum(upper, limit_high.unsqueeze(1))
+            best = pick(samples, self.spec, lower, upper, p=2.0)
             span = (high[part] - low[part]) / 16
             low[part], high[part] = refine(samples, self.spec, best, span, p=2.0)
         return low, high
@@ -261,22 +267,23 @@ def tail_bounds(histogram: Histogram, spec: QuantSpec, shares: Tensor) -> tuple[
     Returns:
         Bounds, float64 ``[C, K]``.
     """
-    counts, borders = histogram.occupied()
     if is_one_dimensional(spec):
-        magnitudes, order = _magnitudes(counts, borders)
-        high = _quantiles(magnitudes, order, 1 - shares)
+        high = _quantiles(*_magnitudes(histogram), 1 - shares)
         return -high, high
+    counts, borders = histogram.occupied()
     return (
         _quantiles(counts, borders, shares).clamp(max=0),
         _quantiles(counts, borders, 1 - shares).clamp(min=0),
     )
 
 
-def _magnitudes(counts: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
-    """The distribution of |x| from that of x: both sides, sorted by their outer border."""
-    upper = torch.maximum(borders[:, :-1].abs(), borders[:, 1:].abs())
-    outer, order = upper.sort(dim=1)
-    return counts.gather(1, order), torch.cat([torch.zeros_like(outer[:, :1]), outer], 1)
+def _magnitudes(histogram: Histogram) -> tuple[Tensor, Tensor]:
+    """Counts and borders of |x|: bin -1 - i mirrors bin i."""
+    half = histogram.bins // 2
+    counts = histogram.counts[:, half:] + histogram.counts[:, :half].flip(1)
+    borders = torch.arange(half + 1, dtype=torch.float64) * histogram.widths.unsqueeze(1)
+    largest = torch.maximum(-histogram.minimum, histogram.maximum)
+    return counts.double(), torch.minimum(borders, largest.unsqueeze(1))
 
 
 def _quantiles(counts: Tensor, borders: Tensor, shares: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class EntropyObserver(HistogramObserver):
         """The best range of each channel."""
         low, high = self.seen()
         low, high = low.clamp(max=0).clone(), high.clamp(min=0).clone()
+        if self.spec.fit_qmax - self.spec.fit_qmin + 1 > self.bins:
+            return low, high  # more codes than bins: no range can be told from another
         candidates = int(self.spec.option("candidates"))
         stride = 1 if len(low) == 1 else 4
         coarse = torch.arange(candidates, 0, -stride, dtype=torch.float64) / candidates

@@ -135,6 +135,24 @@ class RandomNetwork(nn.Module):
         if self.random.random() < 0.7:
             self._activate(result)
 
+    def _draw_convolution_along_rows(self) -> None:
+        source = self._pick()
+        _, channels, height, width = self.values[source].shape
+        if height * width > 100:
+            return
+        flat = self._add(lambda layers, values: values[source].flatten(2))
+        same = self._layer(nn.Conv1d(channels, channels, 3, padding=1), flat)
+        pooled = self._add(lambda layers, values: F.relu(values[same]))
+        self._add(lambda layers, values: values[pooled].unflatten(2, (height, width)))
+
+    def _draw_tokens(self) -> None:
+        source = self._pick()
+        channels = self._channels(source)
+        tokens = self._add(lambda layers, values: values[source].permute(0, 2, 3, 1))
+        mixed = self._layer(nn.Linear(channels, channels), tokens)
+        total = self._add(lambda layers, values: values[mixed] + values[tokens])
+        self._add(lambda layers, values: values[total].permute(0, 3, 1, 2))
+
     def _draw_dilated(self) -> None:
         source = self._pick()
         channels = self._channels(source)
@@ -170,7 +188,8 @@ class RandomNetwork(nn.Module):
         fitting = [
             index
             for index, layer in enumerate(self.layers)
-            if getattr(layer, "in_channels", getattr(layer, "num_features", 0))
+            if not isinstance(layer, nn.Conv1d | nn.Linear)
+            and getattr(layer, "in_channels", getattr(layer, "num_features", 0))
             == self._channels(source)
         ]
         if fitting:
@@ -215,7 +234,10 @@ class RandomNetwork(nn.Module):
             for i, v in enumerate(self.values)
             if v.dim() == 4 and v.shape[2:] == size and v.shape[1] <= _MOST_CHANNELS
         ]
-        parts = [first, *(self.random.choice(others) for _ in range(self.random.choice([1, 1, 2])))]
+        parts = [
+            first,
+            *(self.random.choice(others or [first]) for _ in range(self.random.choice([1, 1, 2]))),
+        ]
         self._add(lambda layers, values: torch.cat([values[i] for i in parts], dim=1))
 
     def _draw_squeeze_excite(self) -> None:
@@ -253,7 +275,7 @@ class RandomNetwork(nn.Module):
 
     def _draw_pad(self) -> None:
         source = self._pick()
-        if max(self.values[source].shape[2:]) < 10:
+        if 3 <= min(self.values[source].shape[2:]) <= max(self.values[source].shape[2:]) < 10:
             amounts = self.random.choice([(1, 0, 0, 1), (1, 1, 1, 1), (0, -1, 1, 0)])
             self._add(lambda layers, values: F.pad(values[source], amounts))
 
@@ -293,6 +315,17 @@ class RandomNetwork(nn.Module):
             "from one": lambda x: 1 - x,
         }
         self._add(lambda layers, values: scalars[kind](values[source]))
+
+    def _draw_size_as_scalar(self) -> None:
+        source = self._pick()
+        if self.random.random() < 0.5:
+            self._add(lambda layers, values: values[source] / values[source].size(2))
+        else:
+            self._add(lambda layers, values: values[source] + values[source].shape[-1])
+
+    def _draw_float_island(self) -> None:
+        source = self._pick()
+        self._add(lambda layers, values: F.softmax(values[source], dim=1))
 
     def _draw_upsample(self) -> None:
         source = self._pick()

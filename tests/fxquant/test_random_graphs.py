@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fxquant
 from fxquant.backends import check_target
+from fxquant.compiled import CompiledModel
 from fxquant.errors import CompileError
 from passes.infra.verify import flatten
 from tests.fxquant.random_networks import OPERATIONS, RandomNetwork
@@ -19,7 +20,7 @@ from tests.fxquant.simulation import Float64Check
 
 networks = st.builds(
     RandomNetwork,
-    st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=7),
+    st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=10),
     st.integers(0, 10**6),
 )
 recipes = st.fixed_dictionaries(
@@ -32,7 +33,7 @@ recipes = st.fixed_dictionaries(
         "weights.bits": st.sampled_from([8, 8, 8, 4]),
         "weights.scheme": st.sampled_from(["symmetric", "symmetric", "affine"]),
         "weights.granularity": st.sampled_from(["per_channel", "per_channel", "per_tensor"]),
-        "activations.bits": st.sampled_from([8, 8, 8, 4]),
+        "activations.bits": st.sampled_from([8, 8, 8, 8, 4, 16]),
         "activations.observer": st.sampled_from(["min_max", "min_max", "mse"]),
         "activations.reduce_range": st.sampled_from([False, False, True]),
     }
@@ -49,14 +50,10 @@ def test_integers_are_right(
     draw: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    recipe = fxquant.Recipe.named("w8a8").replace(changes)
-    x = network.example
-    try:
-        q = fxquant.compile(network, recipe, calibration=x)
-    except CompileError as error:
-        # A few draws move data and nothing else.
-        assert "nothing would be quantized" in str(error)
+    q = _compiled(network, changes)
+    if q is None:
         return
+    x = network.example
     integer, simulated = q.stages["integer"], q.stages["simulated"]
 
     simulation = Float64Check(integer, simulated)
@@ -65,7 +62,8 @@ def test_integers_are_right(
         floats = simulated(x)
     assert max(simulation.steps.values(), default=0) <= 1, simulation.steps
     assert max(simulation.excess.values(), default=0.0) <= 1.0, simulation.excess
-    _assert_close(floats, expected)
+    bits = min(changes["weights.bits"], changes["activations.bits"])
+    _assert_close(floats, expected, share=1e-3 if bits >= 8 else 5e-2)
 
     # The report's check ran on one image; these are others.
     assert q.report.target_check["largest_difference"] <= 1
@@ -83,12 +81,23 @@ def test_integers_are_right(
         _assert_equal(q(other), fxquant.load(path)(other))
 
 
+def _compiled(network: RandomNetwork, changes: dict[str, Any]) -> CompiledModel | None:
+    """None for the few draws whose layers the recipe leaves nothing to do for."""
+    if changes["activations.bits"] == 16:
+        changes |= {"activations.scheme": "symmetric", "activations.reduce_range": False}
+    recipe = fxquant.Recipe.named("w8a8").replace(changes)
+    try:
+        return fxquant.compile(network, recipe, calibration=network.example)
+    except CompileError as error:
+        if "nothing would be quantized" not in str(error):
+            raise
+        return None
+
+
 def _assert_same_shapes(expected: Any, found: Any) -> None:
-    left, right = list(flatten(expected)), list(flatten(found))
-    assert [(path, value.shape) for path, value in left] == [
-        (path, value.shape) for path, value in right
-    ]
     assert type(expected) is type(found)
+    left = [(path, value.shape) for path, value in flatten(expected)]
+    assert left == [(path, value.shape) for path, value in flatten(found)]
 
 
 def _assert_equal(expected: Any, found: Any) -> None:
@@ -98,9 +107,14 @@ def _assert_equal(expected: Any, found: Any) -> None:
         assert torch.equal(a, b), path
 
 
-def _assert_close(floats: Any, integers: Any) -> None:
-    """The simulated graph and the integers part only where a value lies next to a tie."""
+def _assert_close(floats: Any, integers: Any, share: float) -> None:
+    """The simulated graph and the integers part only where a value lies next to a tie.
+
+    A tie that falls to the other side moves one value by one step, of which 8 bits have 255: an
+    error of at most 1/255² of the signal where it happens to all of a tensor's larger values. A
+    scale that is wrong anywhere costs far more than 1e-3 of the signal.
+    """
     for (_, a), (_, b) in zip(flatten(floats), flatten(integers), strict=True):
         assert isinstance(a, Tensor)
         noise, signal = (a - b).double().square().sum(), a.double().square().sum()
-        assert noise <= 0.05 * signal + 1e-12
+        assert noise <= share * signal + 1e-12

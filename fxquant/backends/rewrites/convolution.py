@@ -97,7 +97,8 @@ class Convolution:
     def refusal(self) -> str | None:
         """Why no kernel may run this: an accumulator or a pair of products could overflow."""
         if self.bias is not None:
-            limit = largest_bias(self.weight, None, torch.uint8, self.x_zero_point)
+            grid: Grid = self.x.meta["grid"]
+            limit = largest_bias(self.weight, self.weight_zero_point, grid.dtype, self.x_zero_point)
             if bool((self.bias.abs() > limit).any()):
                 return "an accumulator could leave int32"
         if not cpu_has_vnni() and not pair_sums_fit(self.weight):

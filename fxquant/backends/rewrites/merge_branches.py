@@ -112,11 +112,14 @@ class _Chain:
         self._shuffle_rows()
 
     def _check_form(self) -> None:
-        info, at = tensor_info(self.node), self.node.kwargs.get("dim", 0)
+        info = tensor_info(self.node)
+        dim = self.node.args[1] if len(self.node.args) > 1 else self.node.kwargs.get("dim", 0)
         rank = self.longest.convolutions[0].weight.dim()
+        source: Grid | None = self.source.meta.get("grid")
+        _require(source is not None and source.dtype == torch.uint8, "reads no 8-bit codes")
         _require(all(b.source is self.source for b in self.branches), "reads several values")
-        joins_channels = info is not None and len(info.shape) == rank and at == 1
-        _require(joins_channels, "joins no channels")
+        _require(info is not None and len(info.shape) == rank, "joins no channels")
+        _require(isinstance(dim, int) and dim == 1, "joins no channels")
         _require(len(self.longest.convolutions) > 1, "single layers gain nothing")
         _require(not self.longest.convolutions[0].depthwise, "starts with a depthwise layer")
 

@@ -55,14 +55,14 @@ class PadChannels(Pass):
         if count == 0:
             return None
         convolution = Convolution.read(source)
-        if convolution is None or convolution.groups > 1 or convolution.residual is not None:
+        if convolution is None or convolution.groups > 1 or not _is_plain(convolution):
             return f"{source.name} is no convolution of all channels that could be padded"
         readers = list(_readers(source))
-        for value, user in readers:
-            if not _can_pad(value, user):
+        for user in readers:
+            if not _can_pad(user):
                 return f"{user.name} reads the channels, and is no convolution"
         _write(_with_rows(convolution, count), source, rewriter)
-        for _, user in readers:
+        for user in readers:
             reading = Convolution.read(user)
             if reading is None:
                 _widen(user, count)
@@ -75,35 +75,32 @@ class PadChannels(Pass):
         return None
 
 
-def _readers(value: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+def _readers(value: fx.Node) -> Iterator[fx.Node]:
     """What reads the channels of `value`, through pools and depthwise layers, in that order."""
     for user in value.users:
-        yield value, user
+        yield user
         reading = Convolution.read(user)
         if user.target in _POOLS or (reading is not None and reading.depthwise):
             yield from _readers(user)
 
 
-def _can_pad(value: fx.Node, user: fx.Node) -> bool:
+def _can_pad(user: fx.Node) -> bool:
     reading = Convolution.read(user)
     if reading is None:
         return user.target in _POOLS and "grid" in user.meta
-    return reading.residual is None and (reading.groups == 1 or reading.depthwise)
+    return _is_plain(reading) and (reading.groups == 1 or reading.depthwise)
+
+
+def _is_plain(convolution: Convolution) -> bool:
+    return convolution.residual is None and convolution.weight_zero_point is None
 
 
 def _with_rows(convolution: Convolution, count: int) -> Convolution:
-    bias, zero_point = convolution.bias, convolution.weight_zero_point
-    if zero_point is not None and zero_point.numel() > 1:
-        zero_point = _padded(zero_point, 0, count)
-    weight = _padded(convolution.weight, 0, count)
-    if zero_point is not None:
-        # A row of codes 0 is no row of zeros there.
-        weight[convolution.channels :] = zero_point.flatten()[-1]
+    bias = convolution.bias
     return replace(
         convolution,
-        weight=weight,
+        weight=_padded(convolution.weight, 0, count),
         weight_scale=torch.cat([convolution.scales, torch.ones(count, dtype=torch.float64)]),
-        weight_zero_point=zero_point,
         bias=None if bias is None else _padded(bias, 0, count),
     )
 
