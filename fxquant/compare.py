@@ -11,6 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from fxquant.errors import ModelError
 from fxquant.quantizers import WeightQuantizer
 from passes import FusedLayer
 
@@ -108,11 +109,13 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
     """Compare what runs with the fused float graph, on `inputs`, value by value.
 
     Errors accumulate: a value's row holds its own rounding and that of all before it. Needs the
-    stages of a compile; a loaded artefact has no float graph (KeyError says so).
+    stages of a compile; a loaded artefact has no float graph (ModelError says so).
     """
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if "fused" not in compiled.stages:
-        raise KeyError("a loaded artefact holds no float graph to compare with: compile the model")
+        raise ModelError(
+            "a loaded artefact holds no float graph to compare with: compile the model instead"
+        )
     fused, simulated = compiled.stages["fused"], compiled.stages["simulated"]
     rows = []
     for name, module in simulated.named_modules():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -52,6 +54,7 @@ from passes import (
     add_relu,
     copy_sharing_tensors,
 )
+from passes.infra.listing import operation
 from passes.infra.verify import run_and_annotate
 
 __all__ = ["compile", "load"]
@@ -325,7 +328,7 @@ def _lower_and_check(
     check = check_target(integer, lowered, probe)
     wrong = {entry.node: entry for entry in check.operations if entry.largest > 1}
     if not wrong:
-        return lowered, check, []
+        return lowered, check, _kept_reference(lowered, target)
     notes = [
         f"{name}: torch's {entry.operation} is up to {entry.largest} steps off; the reference "
         "operator runs instead"
@@ -333,7 +336,21 @@ def _lower_and_check(
     ]
     lowered = lower(integer, target, keep=frozenset(wrong))
     run_and_annotate(lowered, probe, name=f"{target} graph")
+    notes += _kept_reference(lowered, target)
     return lowered, check_target(integer, lowered, probe), notes
+
+
+def _kept_reference(lowered: fx.GraphModule, target: str) -> list[str]:
+    """Which operators had no kernel of the target's: exact, but not fast."""
+    kept = Counter(
+        operation(node).removeprefix("fxquant.")
+        for node in lowered.graph.nodes
+        if node.meta.get("kernel") == "reference" and operation(node).startswith("fxquant.")
+    )
+    return [
+        f"{target} has no kernel for {count} x {name}: the reference operator runs, exact but slow"
+        for name, count in sorted(kept.items())
+    ]
 
 
 # -- the report --------------------------------------------------------------------------
@@ -385,7 +402,8 @@ def _check_summary(check: TargetCheck | None) -> dict[str, Any]:
         "share_differing": check.share_differing,
         "values": sum(entry.values for entry in check.operations),
         "output_differing": check.output_differing,
-        "output_sqnr_db": check.output_sqnr_db,
+        # JSON has no infinity: None says that the outputs are equal to the bit.
+        "output_sqnr_db": check.output_sqnr_db if math.isfinite(check.output_sqnr_db) else None,
         "operations": [asdict(entry) for entry in check.operations if entry.differing],
     }
 

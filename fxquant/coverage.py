@@ -67,7 +67,7 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
         if type(layer).__name__.startswith("ConvTranspose"):
             source = tensor_info(node.all_input_nodes[0])
             inputs = math.prod(source.shape[1:]) if source else 0
-            outputs: int = layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+            outputs: int = int(layer.out_channels) // layer.groups * math.prod(layer.kernel_size)
             return inputs * outputs
         return values * taps
     if node.op == "call_module":
@@ -90,7 +90,7 @@ def _attention(node: fx.Node, module: nn.MultiheadAttention) -> int:
     if query is None or len(query.shape) != 3:
         return 0
     length = query.shape[1] if module.batch_first else query.shape[0]
-    width = module.embed_dim
+    width = int(module.embed_dim)
     return 4 * length * width * width + 2 * length * length * width
 
 

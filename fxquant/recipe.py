@@ -45,7 +45,7 @@ class Recipe:
         fold_batch_norm: fold batch norms into their layer.
         requantization: ``float``: float32 multipliers between integers.
         equalize: cross-layer equalization before quantization.
-        bias_correction: correct biases by what rounding the weights does to the mean of each output.
+        bias_correction: correct biases by what rounding the weights does to each output's mean.
         start_at: a module path or glob: what runs before it stays float. ``""``: everything.
         float: selectors of modules that stay float; see `Selector.parse`.
         quantize_output: quantize the model's outputs too.

@@ -190,11 +190,14 @@ class Report:
         if not self.target_check:
             return ""
         check = self.target_check
+        if not check["values"]:
+            return ""
+        sqnr = check["output_sqnr_db"]
+        outputs = "equal to the bit" if sqnr is None else f"{sqnr:.1f} dB"
         return (
             f"{self.target} against reference, operation by operation on the same integers: at "
             f"most {check['largest_difference']} step apart, {check['share_differing']:.4%} of "
-            f"{check['values']} values differ; the whole network's outputs: "
-            f"{check['output_sqnr_db']:.1f} dB"
+            f"{check['values']} values differ; the whole network's outputs: {outputs}"
         )
 
 

@@ -226,7 +226,8 @@ def _float_bias(lowering: _Lowering, a: dict[str, Any]) -> Tensor | None:
     bias, scale = lowering.tensor(a["bias"]), lowering.tensor(a["weight_scale"])
     if bias is None or scale is None:
         return None
-    return (bias.double() * (a["x_scale"] * scale.double())).float()
+    step: Tensor = scale.double() * a["x_scale"]
+    return (bias.double() * step).float()
 
 
 def _lower_quantize(lowering: _Lowering, node: fx.Node) -> Lowered:
@@ -268,7 +269,7 @@ def _lower_conv(lowering: _Lowering, node: fx.Node) -> Lowered:
     packed = kernels.pack_conv(
         kernels.quantized_weight(weight, scale, zero_point),
         bias,
-        *geometry,
+        geometry,
         a["groups"],
         engine_name="onednn" if zero_point is None else "fbgemm",
     )

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "as_quantized",
+    "codes",
     "conv_add",
     "conv_add_relu",
     "conv_float",
@@ -49,11 +51,11 @@ _spend_deprecation_warning()
 def engine(name: str) -> Iterator[None]:
     """Torch's quantized engine set to `name` inside the block."""
     previous = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name  # type: ignore[assignment]
+    torch.backends.quantized.engine = name
     try:
         yield
     finally:
-        torch.backends.quantized.engine = previous  # type: ignore[assignment]
+        torch.backends.quantized.engine = previous
 
 
 def quantized_weight(
@@ -72,17 +74,18 @@ def quantized_weight(
 def pack_conv(
     weight: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    geometry: list[list[int]],
     groups: int,
     *,
     engine_name: str,
 ) -> Any:
-    """A convolution's weights in the kernel's layout; `weight` from `quantized_weight`."""
+    """A convolution's weights in the kernel's layout; `weight` from `quantized_weight`.
+
+    `geometry` is stride, padding and dilation.
+    """
     prepack = getattr(torch.ops.quantized, f"conv{weight.dim() - 2}d_prepack")
     with engine(engine_name):
-        return prepack(weight, bias, stride, padding, dilation, groups)
+        return prepack(weight, bias, *geometry, groups)
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
@@ -137,7 +140,7 @@ def linear_float(
 ) -> Tensor:
     """A linear layer whose int32 accumulators are written as float32."""
     return _QLINEAR(  # type: ignore[no-any-return]
-        x.int_repr(), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
+        codes(x), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
         1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
 
@@ -157,6 +160,24 @@ def conv_float(
 ) -> Tensor:
     """A convolution whose int32 accumulators are written as float32."""
     return _QCONV(  # type: ignore[no-any-return]
-        x.int_repr(), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
+        codes(x), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
         stride, padding, dilation, groups, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
+
+
+def codes(x: Tensor) -> Tensor:
+    """The integers of a quint8 tensor, in its own memory: what `int_repr` copies, one by one.
+
+    Nothing may write into either tensor while the other is needed.
+    """
+    return torch.empty(0, dtype=torch.uint8).set_(
+        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+    )
+
+
+def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """A quint8 tensor of the integers of a uint8 tensor, in its memory: the way back of `codes`."""
+    empty = torch._empty_affine_quantized(
+        [0], scale=scale, zero_point=zero_point, dtype=torch.quint8
+    )
+    return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

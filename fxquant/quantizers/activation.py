@@ -25,6 +25,8 @@ class ActivationQuantizer(AffineQuantizer):
     channel's largest value, where that lies below the range found for the tensor as a whole.
     """
 
+    operation = "quantize"
+
     def __init__(self, spec: QuantSpec, name: str = "", *, channelwise: bool = False) -> None:
         super().__init__()
         self.channelwise = channelwise

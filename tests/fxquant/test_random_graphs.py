@@ -40,8 +40,9 @@ recipes = st.fixed_dictionaries(
 )
 
 
+# In 1 of 25 draws all that was quantized does not lead to an output; 500 are compiled.
 @settings(
-    max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=540, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(network=networks, changes=recipes, draw=st.integers(0, 9))
 def test_integers_are_right(

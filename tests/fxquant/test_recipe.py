@@ -47,7 +47,7 @@ def test_the_promised_recipes_exist() -> None:
 
 
 def test_unknown_name_offers_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="unknown recipe 'w8a9'.*did you mean 'w8a8'"):
+    with pytest.raises(RecipeError, match=r"unknown recipe 'w8a9'.*did you mean 'w8a8'"):
         Recipe.named("w8a9")
 
 
@@ -103,7 +103,7 @@ TABLE = st.fixed_dictionaries(
         "name": st.text(),
         "fusion": st.sampled_from(["all", "blocks", "none"]),
         "equalize": st.booleans(),
-        "bias_correction_images": st.integers(1, 10**6),
+        "bias_correction": st.booleans(),
         "start_at": st.text(),
         "float": st.lists(st.text(min_size=1).map(lambda text: "x" + text), max_size=3),
         "input_bits": st.sampled_from([8, 16, "float"]),
@@ -135,7 +135,7 @@ def test_file_without_a_name_is_called_as_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("weights = [", r"mine.toml: is no TOML: .*line 1"),
+        ("weights = = 4", r"mine.toml: is no TOML: .*line 1"),
         ("fussion = 'all'", r"mine.toml: unknown key 'fussion' in the recipe; did you mean 'fusi"),
         ("[weights]\nbit = 4", r"unknown key 'bit' in weights; did you mean 'bits'"),
         ("[weights.options]\np = 2.0", r"weights.options: observer 'mse' has no option 'p'"),
@@ -149,7 +149,7 @@ def test_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nowhere.toml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere.toml: cannot be read"):
         Recipe.from_toml(tmp_path / "nowhere.toml")
 
 
@@ -163,7 +163,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         ({"fold_batch_norm": 1}, "fold_batch_norm must be true or false, got 1"),
         ({"requantization": "dyadic"}, "does not exist yet"),
         ({"input_bits": 4}, 'input_bits must be 8, 16 or "float", got 4'),
-        ({"bias_correction_images": 0}, "bias_correction_images must be an integer from 1"),
+        ({"equalize": "yes"}, "equalize must be true or false, got 'yes'"),
         ({"float": "fc"}, "float must be a list of texts, got 'fc'"),
         ({"float": ["position:middle"]}, "position must be 'first' or 'last'"),
         ({"float": ["regex:("]}, "no regular expression"),
@@ -198,7 +198,7 @@ def test_refuses_a_recipe(table: dict[str, Any], message: str) -> None:
 
 
 def test_constructor_is_as_strict() -> None:
-    with pytest.raises(RecipeError, match="weights.bits"):
+    with pytest.raises(RecipeError, match=r"weights\.bits"):
         WeightRecipe(bits=9)
     with pytest.raises(RecipeError, match=r"activations\.one_sided"):
         ActivationRecipe(one_sided=1)  # type: ignore[arg-type]
