@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact import load_artifact
-from fxquant.backends import TARGETS, check_target, lower
-from fxquant.backends.check import TargetCheck
+from fxquant.backends import TARGETS, lower_checked
 from fxquant.calibrate import CalibrationSet, calibrate
 from fxquant.compiled import CompiledModel
 from fxquant.correct_bias import InputMeans, correct_bias
@@ -25,16 +21,16 @@ from fxquant.dump import dump_stage
 from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.equalize import equalize
 from fxquant.errors import CalibrationError, CompileError, ModelError, TargetError, nearest
-from fxquant.observers import weight_qparams
 from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
-from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
+from fxquant.quantize_weights import weight_quantizers
+from fxquant.quantizers import ActivationQuantizer
 from fxquant.recipe import Recipe
-from fxquant.report import QuantizerRow, Refusal, Report, format_diff
-from fxquant.saturation import fit_pair_sums
+from fxquant.report import Report, format_diff
 from fxquant.stages import check_integer_graph
+from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
 from fxquant.to_integer import to_integer
-from fxquant.trace import Traced, trace
+from fxquant.trace import trace
 from passes import (
     AssignOneSided,
     Canonicalize,
@@ -54,7 +50,6 @@ from passes import (
     add_relu,
     copy_sharing_tensors,
 )
-from passes.infra.listing import operation
 from passes.infra.verify import run_and_annotate
 
 __all__ = ["compile", "load"]
@@ -102,7 +97,7 @@ def compile(
 
     traced = trace(model, len(data.first))
     probe = _probe(traced.graph_module, data.first)
-    float_graph = run("float", traced.graph_module, _FLOAT_PASSES())
+    float_graph = run("float", traced.graph_module, _canonical_passes())
     recipe.check_selectors(*_modules(float_graph))
 
     fused = run("fused", copy_sharing_tensors(float_graph), _fusing_passes(recipe))
@@ -111,8 +106,13 @@ def compile(
     rows = coverage(fused, plan)
     _check_anything_quantized(rows)
 
-    weights, saturation_notes = _weight_quantizers(fused, plan, target)
-    sites = [QuantizerSite(s.path, ActivationQuantizer(s.spec, channelwise=s.channelwise), s.nodes) for s in plan.values]
+    weights, saturation_notes = weight_quantizers(fused, plan, target)
+    sites = [
+        QuantizerSite(
+            site.path, ActivationQuantizer(site.spec, channelwise=site.channelwise), site.nodes
+        )
+        for site in plan.values
+    ]
     insert = InsertQuantDequant(sites, weights, _reads_quantized(plan))
     recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, target)
     simulated = run(
@@ -134,11 +134,8 @@ def compile(
     integer = stages["integer"] = to_integer(simulated, plan)
     run_and_annotate(integer, probe, name="integer graph")
     check_integer_graph(integer)
-    check: TargetCheck | None = None
-    if target != "integer":
-        lowered, check, lowering_notes = _lower_and_check(integer, target, probe)
-        stages[target] = lowered
-        notes += lowering_notes
+    lowered = lower_checked(integer, target, probe)
+    stages[target] = lowered.graph_module
     if dump is not None:
         dump_stage(Path(dump), "integer", integer)
         dump_stage(Path(dump), target, stages[target])
@@ -150,12 +147,12 @@ def compile(
         recipe=recipe.name,
         target=target,
         coverage=rows,
-        quantizers=_quantizer_rows(simulated, records),
-        declines=_refusals(traced, records),
-        notes=(*saturation_notes, *recurrent_notes, *notes),
-        float_size_bytes=_bytes(float_graph),
-        size_bytes=_bytes(integer),
-        target_check=_check_summary(check),
+        quantizers=quantizer_rows(simulated, records),
+        declines=refusals(traced, records),
+        notes=(*saturation_notes, *recurrent_notes, *notes, *lowered.notes),
+        float_size_bytes=tensor_bytes(float_graph),
+        size_bytes=tensor_bytes(integer),
+        target_check=check_summary(lowered.check),
         passes=tuple(records),
     )
     return CompiledModel(stages, target=target, recipe=recipe, report=report, example=probe)
@@ -167,21 +164,20 @@ def load(path: str | Path, target: str = "x86") -> CompiledModel:
     Raises ArtifactError for a file that is missing, damaged, foreign or too new.
     """
     artifact = load_artifact(Path(path))
-    stages = {"integer": artifact.integer}
-    stages[target] = lower(artifact.integer, target)
-    return CompiledModel(
-        stages,
-        target=target,
+    saved = CompiledModel(
+        {"integer": artifact.integer, "reference": artifact.integer},
+        target="reference",
         recipe=artifact.recipe,
         report=artifact.report,
         example=artifact.example,
     )
+    return saved.to_target(target)
 
 
 # -- the steps ---------------------------------------------------------------------------
 
 
-def _FLOAT_PASSES() -> list[Pass]:  # noqa: N802
+def _canonical_passes() -> list[Pass]:
     return [Canonicalize(), SplitSharedModules(), EliminateNoops()]
 
 
@@ -286,28 +282,6 @@ def _check_anything_quantized(rows: Sequence[CoverageRow]) -> None:
     )
 
 
-def _weight_quantizers(
-    fused: fx.GraphModule, plan: Plan, target: str
-) -> tuple[dict[str, nn.Module], list[str]]:
-    quantizers: dict[str, nn.Module] = {}
-    notes: list[str] = []
-    for node in fused.graph.nodes:
-        spec = plan.weights.get(node.name)
-        layer: Any = layer_of(node, fused)
-        if spec is None or layer is None:
-            continue
-        axis = 1 if type(layer).__name__.startswith("ConvTranspose") else 0
-        if axis == 1 and layer.groups > 1:
-            spec = spec.per_tensor()
-        qparams = weight_qparams(layer.weight.detach(), spec, axis)
-        if target == "x86" and plan.runs_on_integers(node):
-            qparams, note = fit_pair_sums(str(node.target), layer.weight.detach(), spec, qparams)
-            notes += [note] if note else []
-        # Weights stay float until the activations have been observed.
-        quantizers[node.name] = WeightQuantizer(qparams, enabled=False)
-    return quantizers, notes
-
-
 def _reads_quantized(plan: Plan) -> Callable[[fx.Node, fx.Node], bool]:
     """Integer operations read quantized values; what stays float reads a float source as it is."""
 
@@ -315,45 +289,6 @@ def _reads_quantized(plan: Plan) -> Callable[[fx.Node, fx.Node], bool]:
         return plan.runs_on_integers(value) or plan.runs_on_integers(user)
 
     return reads
-
-
-def _lower_and_check(
-    integer: fx.GraphModule, target: str, probe: tuple[Any, ...]
-) -> tuple[fx.GraphModule, TargetCheck | None, list[str]]:
-    """Lower, compare operation by operation, and keep the reference where a kernel is off."""
-    lowered = lower(integer, target)
-    if target == "reference":
-        return lowered, None, []
-    run_and_annotate(lowered, probe, name=f"{target} graph")
-    check = check_target(integer, lowered, probe)
-    wrong = {entry.node: entry for entry in check.operations if entry.largest > 1}
-    if not wrong:
-        return lowered, check, _kept_reference(lowered, target)
-    notes = [
-        f"{name}: torch's {entry.operation} is up to {entry.largest} steps off; the reference "
-        "operator runs instead"
-        for name, entry in wrong.items()
-    ]
-    lowered = lower(integer, target, keep=frozenset(wrong))
-    run_and_annotate(lowered, probe, name=f"{target} graph")
-    notes += _kept_reference(lowered, target)
-    return lowered, check_target(integer, lowered, probe), notes
-
-
-def _kept_reference(lowered: fx.GraphModule, target: str) -> list[str]:
-    """Which operators had no kernel of the target's: exact, but not fast."""
-    kept = Counter(
-        operation(node).removeprefix("fxquant.")
-        for node in lowered.graph.nodes
-        if node.meta.get("kernel") == "reference" and operation(node).startswith("fxquant.")
-    )
-    return [
-        f"{target} has no kernel for {count} x {name}: the reference operator runs, exact but slow"
-        for name, count in sorted(kept.items())
-    ]
-
-
-# -- the report --------------------------------------------------------------------------
 
 
 def _print_diffs(records: Iterable[PassRecord], names: Sequence[str]) -> None:
@@ -366,48 +301,3 @@ def _print_diffs(records: Iterable[PassRecord], names: Sequence[str]) -> None:
     for record in records:
         if record.diff and (not names or record.name in names):
             print(format_diff(record, color=sys.stdout.isatty()))
-
-
-def _quantizer_rows(
-    simulated: fx.GraphModule, records: Sequence[PassRecord]
-) -> tuple[QuantizerRow, ...]:
-    proofs = dict(
-        note.split(": ", 1)
-        for record in records
-        if record.name == "assign_one_sided"
-        for note in record.notes
-    )
-    return tuple(
-        QuantizerRow(name, module.detail, proofs.get(name, ""))
-        for name, module in simulated.named_modules()
-        if isinstance(module, ActivationQuantizer)
-    )
-
-
-def _refusals(traced: Traced, records: Sequence[PassRecord]) -> tuple[Refusal, ...]:
-    leaves = [Refusal("trace", path, path, why) for path, why in traced.leaf_reasons.items()]
-    declined = [
-        Refusal(record.name, decline.node, decline.path, decline.reason)
-        for record in records
-        for decline in record.declines
-    ]
-    return (*leaves, *declined)
-
-
-def _check_summary(check: TargetCheck | None) -> dict[str, Any]:
-    if check is None:
-        return {}
-    return {
-        "largest_difference": check.largest,
-        "share_differing": check.share_differing,
-        "values": sum(entry.values for entry in check.operations),
-        "output_differing": check.output_differing,
-        # JSON has no infinity: None says that the outputs are equal to the bit.
-        "output_sqnr_db": check.output_sqnr_db if math.isfinite(check.output_sqnr_db) else None,
-        "operations": [asdict(entry) for entry in check.operations if entry.differing],
-    }
-
-
-def _bytes(graph: fx.GraphModule) -> int:
-    tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

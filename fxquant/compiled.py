@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact import save_artifact
-from fxquant.backends import lower
+from fxquant.backends import lower_checked
 from fxquant.errors import InputError
 from fxquant.recipe import Recipe
 from fxquant.report import Report
+from fxquant.summary import check_summary
 
 __all__ = ["CompiledModel"]
 
@@ -69,14 +70,14 @@ class CompiledModel(nn.Module):
         """The same integer graph lowered to another target."""
         if target == self.target:
             return self
+        lowered = lower_checked(self.stages["integer"], target, self.example)
         stages = {key: stage for key, stage in self.stages.items() if key != self.target}
-        stages["integer"] = self.stages["integer"]
-        stages[target] = lower(self.stages["integer"], target)
+        stages[target] = lowered.graph_module
         return CompiledModel(
             stages,
             target=target,
             recipe=self.recipe,
-            report=replace(self.report, target=target, target_check={}),
+            report=replace(self.report, target=target, target_check=check_summary(lowered.check)),
             example=self.example,
         )
 

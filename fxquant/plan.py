@@ -177,7 +177,11 @@ class _Planner:
         """Movement and averages gain nothing from integers that are only made for them."""
         for node in reversed(self.nodes):
             follows = self.kinds.get(node) in (Kind.MOVE, Kind.POOL) and node not in self.reasons
-            if follows and self.recipe.quantize_output is False and not any(self._integer(user) for user in node.users):
+            if (
+                follows
+                and self.recipe.quantize_output is False
+                and not any(self._integer(user) for user in node.users)
+            ):
                 self.reasons[node] = "its consumers are float"
 
     def _integer(self, node: fx.Node) -> bool:

@@ -136,7 +136,9 @@ def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
         return node
     function = getattr(torch, name, None) or getattr(F, name, None)
     if not callable(function):
-        raise UnsupportedGraphError(f"canonicalize: {node.name}: no form of {name}_ without the write is known")
+        raise UnsupportedGraphError(
+            f"canonicalize: {node.name}: no form of {name}_ without the write is known"
+        )
     return rewriter.replace_call(node, function, node.args, kwargs)
 
 

@@ -1,33 +1,7 @@
-"""Lowering targets: integer graph → a graph of one target's kernels."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from torch import fx
+"""Lowering targets: integer graph → a graph of one target's kernels, checked against it."""
 
 from fxquant.backends.check import TargetCheck, check_target
-from fxquant.backends.reference import lower_reference
-from fxquant.backends.x86 import lower_x86
-from fxquant.errors import TargetError, nearest
+from fxquant.backends.checked import Lowered, lower_checked
+from fxquant.backends.targets import TARGETS, lower
 
-__all__ = ["TARGETS", "TargetCheck", "check_target", "lower"]
-
-TARGETS: dict[str, Callable[[fx.GraphModule, frozenset[str]], fx.GraphModule]] = {
-    "reference": lower_reference,
-    "x86": lower_x86,
-}
-
-
-def lower(
-    integer: fx.GraphModule, target: str, keep: frozenset[str] = frozenset()
-) -> fx.GraphModule:
-    """The graph of `target` for an integer graph; raises TargetError for an unknown one.
-
-    The nodes named in `keep` keep their reference operator.
-    """
-    if target not in TARGETS:
-        raise TargetError(
-            f"unknown target {target!r}: known are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
-        )
-    return TARGETS[target](integer, keep)
+__all__ = ["TARGETS", "Lowered", "TargetCheck", "check_target", "lower", "lower_checked"]

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.backends import x86_kernels as kernels
 from fxquant.backends import x86_recurrent as recurrent
+from fxquant.backends import x86_tables as tables
 from fxquant.to_integer import Grid
 from passes import tensor_info
 
@@ -150,9 +151,7 @@ class _Lowering:
         if value.quantized is None:
             assert value.plain is not None
             grid: Grid = node.meta["grid"]
-            made = self.graph.call_function(
-                torch._make_per_tensor_quantized_tensor, (value.plain, grid.scale, grid.zero_point)
-            )
+            made = self.graph.call_function(kernels.as_quantized, (value.plain, *grid.input))
             value = _Value(self._annotate(made), value.plain)
             self.values[node] = value
         assert value.quantized is not None
@@ -163,7 +162,7 @@ class _Lowering:
         value = self.values[node]
         if value.plain is None:
             assert value.quantized is not None
-            plain = self.graph.call_method("int_repr", (value.quantized,))
+            plain = self.graph.call_function(kernels.codes, (value.quantized,))
             value = _Value(value.quantized, self._annotate(plain))
             self.values[node] = value
         assert value.plain is not None
@@ -403,19 +402,22 @@ def _lower_channel_affine(lowering: _Lowering, node: fx.Node) -> Lowered:
 
 
 def _lower_lookup(lowering: _Lowering, node: fx.Node) -> Lowered:
-    grid: Grid = node.meta["grid"]
-    function = _FUNCTIONS.get(node.meta.get("function", ""))
-    if function is None or (grid.qmin, grid.qmax) != (0, 255):
-        return None
-    source = node.args[0]
+    source, constant = node.args
     assert isinstance(source, fx.Node)
-    return lowering.emit(function, lowering.quantized(source), grid.scale, grid.zero_point)
-
-
-_FUNCTIONS: dict[str, Any] = {
-    "hardswish": Q.hardswish.default,
-    "sigmoid": Q.sigmoid.default,
-}
+    assert isinstance(constant, fx.Node)
+    table = lowering.tensor(constant)
+    assert table is not None
+    x, before, grid = lowering.quantized(source), source.meta["grid"], node.meta["grid"]
+    kernel = tables.find_kernel(table, *before.input, *grid.input)
+    if kernel is None:
+        constants = {"table": table, "pairs": tables.pair_table(table)}
+        nodes = [lowering.attribute(f"{node.name}_{key}", constants[key]) for key in constants]
+        return lowering.emit(tables.lookup, x, *nodes, *grid.input)
+    if not kernel.in_float:
+        return lowering.emit(kernel.target, x, *kernel.arguments)
+    floats = lowering._annotate(lowering.graph.call_method("dequantize", (x,)))
+    y = lowering.emit(kernel.target, floats, *kernel.arguments)
+    return lowering.emit(torch.quantize_per_tensor, y, *grid.input, torch.quint8)
 
 
 def _lower_pool(lowering: _Lowering, node: fx.Node) -> Lowered:

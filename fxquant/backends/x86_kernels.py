@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-
 def _spend_deprecation_warning() -> None:
     """Make torch say once, unheard, that quantized tensors will be removed some day.
 

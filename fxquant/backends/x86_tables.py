@@ -7,30 +7,18 @@ so whether it may stand for a table is not a matter of names: it is tried on eve
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.backends.x86_kernels import as_quantized, codes
 
-__all__ = ["TableKernel", "find_kernel", "lookup", "pair_table", "through_float"]
+__all__ = ["TableKernel", "find_kernel", "lookup", "pair_table"]
 
+ATEN: Any = torch.ops.aten
 Q: Any = torch.ops.quantized
-
-
-def through_float(
-    x: Tensor, function: Callable[[Tensor], Tensor], scale: float, zero_point: int
-) -> Tensor:
-    """`function`, which may write over what it is given, of the values of a quantized tensor.
-
-    All three steps run in vectors on all threads, which a look-up does not.
-    """
-    y = function(x.dequantize())
-    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
 
 
 def lookup(x: Tensor, table: Tensor, pairs: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -66,49 +54,68 @@ def pair_table(table: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TableKernel:
-    """A call that gives a table's codes: ``target(x, *arguments)`` on a quantized tensor."""
+    """What gives a table's codes: ``target(x, *arguments)`` on a quantized tensor.
+
+    With `in_float` the target takes the dequantized values, which it may write over, and the
+    result is quantized: in vectors and on all threads, which a look-up is not.
+    """
 
     target: Any
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = ()
+    in_float: bool = False
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Of a quantized tensor."""
-        result: Tensor = self.target(x, *self.arguments)
-        return result
+    def __call__(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        """Of a quantized tensor, onto the grid of `scale` and `zero_point`."""
+        if not self.in_float:
+            result: Tensor = self.target(x, *self.arguments)
+            return result
+        floats = self.target(x.dequantize(), *self.arguments)
+        return torch.quantize_per_tensor(floats, scale, zero_point, torch.quint8)
 
 
-_KERNELS: tuple[Any, ...] = (Q.hardswish.default, Q.sigmoid.default)
-_FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
-    torch.relu_,
-    torch.ops.aten.silu_.default,
-    torch.ops.aten.hardsigmoid_.default,
-    torch.tanh_,
-    F.gelu,
-    torch.ops.aten.mish_.default,
-    torch.ops.aten.elu_.default,
-    torch.ops.aten.leaky_relu_.default,
-    F.softplus,
-    torch.square_,
-    torch.exp_,
+_IN_FLOAT = tuple(
+    TableKernel(function, in_float=True)
+    for function in (
+        ATEN.relu_.default,
+        ATEN.silu_.default,
+        ATEN.hardsigmoid_.default,
+        ATEN.tanh_.default,
+        ATEN.gelu_.default,
+        ATEN.mish_.default,
+        ATEN.leaky_relu_.default,
+        ATEN.elu_.default,
+        ATEN.softplus.default,
+        ATEN.square_.default,
+        ATEN.exp_.default,
+        ATEN.neg_.default,
+        ATEN.abs_.default,
+    )
 )
+
+
+# Float rounding moves codes next to a tie. Another function that happens to be near moves more.
+_MOST_DIFFERING = 8
 
 
 def find_kernel(
     table: Tensor, x_scale: float, x_zero_point: int, scale: float, zero_point: int
 ) -> TableKernel | None:
-    """The fastest kernel whose codes are at most one step from the table's, for every code.
+    """The fastest kernel that gives the table's codes, but for some that are one step off.
 
     None where there is none; then `lookup` takes the table as it is.
     """
     output = (scale, zero_point)
-    candidates = [TableKernel(kernel, output) for kernel in _KERNELS]
-    candidates += [TableKernel(through_float, (function, *output)) for function in _FUNCTIONS]
+    candidates = [
+        TableKernel(kernel, output) for kernel in (Q.hardswish.default, Q.sigmoid.default)
+    ]
     if (x_scale, x_zero_point) == output:
         low, high = ((int(code) - zero_point) * scale for code in (table.min(), table.max()))
         candidates.insert(0, TableKernel(torch.clamp, (low, high)))
     x = as_quantized(torch.arange(256, dtype=torch.uint8), x_scale, x_zero_point)
     wanted = table.to(torch.int32)
-    for candidate in candidates:
-        if bool(((codes(candidate(x)).to(torch.int32) - wanted).abs() <= 1).all()):
+    for candidate in (*candidates, *_IN_FLOAT):
+        found = codes(candidate(x, *output)).to(torch.int32)
+        steps = (found - wanted).abs()
+        if int(steps.max()) <= 1 and int(steps.sum()) <= _MOST_DIFFERING:
             return candidate
     return None
