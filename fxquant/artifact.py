@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fxquant.errors import ArtifactError
 from fxquant.graph_json import GraphFormatError, decode_graph, encode_graph
 from fxquant.recipe import Recipe
 from fxquant.report import Report
+from passes import PassError
 from passes.infra.verify import flatten, run_and_annotate
 
 __all__ = ["FORMAT_VERSION", "Artifact", "load_artifact", "save_artifact"]
@@ -94,7 +96,8 @@ def save_artifact(
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -114,12 +117,13 @@ def load_artifact(path: Path) -> Artifact:
             if name.startswith("weights.")
         }
         integer = decode_graph(json.loads(metadata["graph"]), weights)
-    except (GraphFormatError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be understood: {error}") from error
-    example = _numbered(tensors, "golden.input.")
-    golden = _numbered(tensors, "golden.output.")
-    _check_golden(path, integer, tuple(_expand(x) for x in example), golden)
-    return Artifact(integer, recipe, report, tuple(_expand(x) for x in example), versions)
+        example = tuple(_expand(value) for value in _numbered(tensors, "golden.input."))
+        golden = _numbered(tensors, "golden.output.")
+    except Exception as error:
+        # Whatever a crafted file makes fail: nothing of it has run.
+        raise ArtifactError(f"{path}: cannot be understood: {_one_line(error)}") from error
+    _check_golden(path, integer, example, golden)
+    return Artifact(integer, recipe, report, example, versions)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -155,11 +159,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _check_golden(
     path: Path, integer: fx.GraphModule, inputs: tuple[Any, ...], golden: list[Tensor]
 ) -> None:
-    found = [
-        value
-        for _, value in flatten(run_and_annotate(integer, inputs, name=str(path)))
-        if isinstance(value, Tensor)
-    ]
+    try:
+        outputs = run_and_annotate(integer, inputs, name="its golden input")
+    except PassError as error:
+        raise ArtifactError(f"{path}: cannot be run: {_one_line(error)}") from error
+    found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
     if len(found) == len(golden) and all(map(torch.equal, found, golden)):
         return
     exact = all(
@@ -178,6 +182,10 @@ def _check_golden(
         f"{path}: its golden input does not give its golden output on this machine; compile again "
         "here, and please report it"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _dequantizes(node: fx.Node) -> bool:

@@ -129,8 +129,14 @@ def calibrate(
         quantizer.observing = True
     bar = tqdm(data, desc="calibrate", total=batches, delay=2, disable=not progress, unit="batch")
     with torch.no_grad():
-        for batch in bar:
-            simulated(*batch)
+        for index, batch in enumerate(bar):
+            try:
+                simulated(*batch)
+            except RuntimeError as error:
+                raise CalibrationError(
+                    f"calibration batch {index} ({_shapes(batch)}) does not run through the model, "
+                    f"although the first one does: {str(error).partition(chr(10))[0]}"
+                ) from error
     for name, module in simulated.named_modules():
         if isinstance(module, WeightQuantizer):
             module.enabled = True
@@ -143,6 +149,14 @@ def calibrate(
 
 def _head(value: Any, count: int) -> Any:
     return value[:count] if isinstance(value, Tensor) and value.dim() else value
+
+
+def _shapes(batch: tuple[Any, ...]) -> str:
+    return ", ".join(
+        f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        for value in batch
+        if isinstance(value, Tensor)
+    )
 
 
 def _size(batch: tuple[Any, ...]) -> int:

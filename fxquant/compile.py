@@ -20,7 +20,14 @@ from fxquant.coverage import CoverageRow, coverage
 from fxquant.dump import dump_stage
 from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.equalize import equalize
-from fxquant.errors import CalibrationError, CompileError, ModelError, TargetError, nearest
+from fxquant.errors import (
+    CalibrationError,
+    CompileError,
+    ModelError,
+    RecipeError,
+    TargetError,
+    nearest,
+)
 from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
 from fxquant.quantize_weights import weight_quantizers
@@ -83,7 +90,14 @@ def compile(
         raise TargetError(
             f"unknown target {target!r}: known are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
         )
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model is an nn.Module, found a {type(model).__name__}")
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"a recipe is a Recipe or the name of one, found a {type(recipe).__name__}: "
+            "Recipe.from_dict and Recipe.from_toml make one"
+        )
     data = _open(model, recipe, calibration)
     stages: dict[str, fx.GraphModule] = {}
     records: list[PassRecord] = []

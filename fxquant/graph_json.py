@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -25,6 +27,15 @@ _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",
 )  # fmt: skip
+_NO_OPERATIONS = (
+    "Optional", "assert_int_or_pair", "boolean_dispatch", "handle_torch_function",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic",
+)  # fmt: skip
+_METHODS_ALONE = frozenset({
+    "bool", "byte", "char", "contiguous", "dim", "double", "expand", "expand_as", "float", "half",
+    "int", "int_repr", "item", "long", "new_full", "new_ones", "new_zeros", "numel", "repeat",
+    "reshape_as", "short", "size", "stride", "to", "type_as", "unfold", "view", "view_as",
+})  # fmt: skip
 _ENUMS: dict[str, Any] = {
     name: getattr(torch, name)
     for name in ("channels_last", "contiguous_format", "preserve_format", "channels_last_3d")
@@ -117,6 +128,9 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
     """The GraphModule of `encode_graph`'s data. Raises GraphFormatError."""
     root = nn.Module()
     for path, tensor in tensors.items():
+        # torch.fx makes Python of graphs: a name must not be able to bring code with it.
+        if not re.fullmatch(r"\w+(\.\w+)*", path, re.ASCII):
+            raise GraphFormatError(f"{path!r} is no name of a tensor")
         *parents, leaf = path.split(".")
         owner = root
         for part in parents:
@@ -131,7 +145,7 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
     for entry in data["nodes"]:
         op, target = entry["op"], _decode_target(entry["op"], entry["target"], tensors)
         args = tuple(_decode(argument, nodes) for argument in entry["args"])
-        kwargs = {key: _decode(value, nodes) for key, value in entry["kwargs"].items()}
+        kwargs = {_word(key): _decode(value, nodes) for key, value in entry["kwargs"].items()}
         if op == "output":
             graph.output(args[0])
             continue
@@ -148,7 +162,7 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
 
 def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
     if op in ("placeholder", "output"):
-        return target
+        return _word(target)
     if op == "get_attr":
         if target not in tensors:
             raise GraphFormatError(f"tensor {target!r} is missing")
@@ -162,6 +176,12 @@ def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
             if name == target:
                 return function
     raise GraphFormatError(f"{op} {target!r} is not in the table of operations")
+
+
+def _word(name: str) -> str:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise GraphFormatError(f"{name!r} is no name of an argument")
+    return name
 
 
 def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
@@ -211,7 +231,8 @@ def _names() -> dict[Any, str]:
                 names.setdefault(function, f"{prefix}.{name}")
     for name in dir(F):
         function = getattr(F, name)
-        if callable(function) and not name.startswith("_") and not isinstance(function, type):
+        is_function = callable(function) and not isinstance(function, type)
+        if is_function and not name.startswith("_") and name not in _NO_OPERATIONS:
             names.setdefault(function, f"functional.{name}")
     for name in _OPERATORS:
         names[getattr(operator, name)] = f"operator.{name}"
@@ -230,8 +251,12 @@ def _names() -> dict[Any, str]:
 
 @cache
 def _methods() -> frozenset[str]:
+    """Tensor methods that torch has as functions too, and a few more; none takes a callable."""
     functions = get_overridable_functions().get(torch.Tensor, ())
-    return frozenset(name for f in functions if (name := getattr(f, "__name__", ""))) | {
-        "size", "dim", "numel", "int_repr", "stride", "unflatten", "new_zeros", "new_ones",
-        "new_full",
-    }  # fmt: skip
+    names = {getattr(function, "__name__", "") for function in functions} | {"unflatten"}
+    known = {
+        name
+        for name in names
+        if name and not name.startswith("_") and hasattr(torch, name.removesuffix("_"))
+    }
+    return frozenset(known) | _METHODS_ALONE
