@@ -80,6 +80,11 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     left = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
     if name in ("matmul", "bmm") and output is not None and left is not None:
         return math.prod(output.shape) * left.shape[-1] // max(1, left.shape[0])
+    if name == "scaled_dot_product_attention" and left is not None:
+        key = tensor_info(node.all_input_nodes[1])
+        keys = key.shape[-2] if key is not None else left.shape[-2]
+        # Windows lie in the leading dimensions together with the batch, which is 1 here.
+        return 2 * math.prod(left.shape) * keys
     if name.startswith("shifted_window_attention") and left is not None:
         return _window_attention(node, left.shape)
     return 0

@@ -11,9 +11,10 @@ from fxquant.observers.histogram import Histogram
 from fxquant.observers.ranges import fit_codes
 from fxquant.spec import QuantSpec
 
-# Elements of a temporary: a chain of steps stays inside the cache, and below torch's grain size,
-# so that many small steps do not wait for each other's threads on a busy machine.
-_CHUNK = 1 << 15
+# Elements of a temporary: a chain of steps stays inside the cache, and below the size at which
+# torch reduces in parallel. On a busy machine a thread that waits for another one of many small
+# steps loses milliseconds, which is also why `round_`, parallel at any size, is spelled out below.
+_CHUNK = 1 << 14
 
 
 class Samples(Protocol):
@@ -51,8 +52,7 @@ class Values:
                 for first in range(0, scale.shape[1], step):
                     k = slice(first, first + step)
                     u = x * inverse[part, k, None]
-                    codes = torch.round(u)
-                    codes = torch.clamp(codes, bottom[part, k, None], top[part, k, None])
+                    codes = _codes(u, bottom[part, k, None], top[part, k, None])
                     total[part, k] += _power(u.sub_(codes), p).sum(2)
         return total * scale**p
 
@@ -87,9 +87,8 @@ class Counts:
             for first in range(0, scale.shape[1], step):
                 k = slice(first, first + step)
                 d = borders * inverse[part, k, None]
-                codes = torch.round(d)
-                codes = torch.clamp(codes, bottom[part, k, None], top[part, k, None])
-                d -= codes
+                codes = _codes(d, bottom[part, k, None], top[part, k, None])
+                d.sub_(codes)
                 integral = _signed_power(d, p + 1).add_(codes, alpha=2.0**-p)
                 total[part, k] = integral.mul_(drops).sum(2)
         return total.clamp(min=0) * scale ** (p + 1) / (p + 1)
@@ -99,6 +98,13 @@ def range_error(samples: Samples, spec: QuantSpec, low: Tensor, high: Tensor, p:
     """The error of fitting a spec's codes to ranges, all float64 ``[C, K]``."""
     scale, zero_point = fit_codes(spec, low, high)
     return samples.error(scale, spec.fit_qmin - zero_point, spec.fit_qmax - zero_point, p)
+
+
+def _codes(u: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+    """``round(clamp(u, bottom, top))``, half to even; the bounds are integers below 2^16."""
+    # The sum has no bits left for a fraction, and rounding it to float rounds u.
+    shift = 1.5 * 2.0 ** (52 if u.dtype == torch.float64 else 23)
+    return torch.minimum(torch.maximum(u, bottom), top).add_(shift).sub_(shift)
 
 
 def _power(d: Tensor, p: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_EXPONENT = -120  # a bin's width 2^k; 2^120, by which values are divided, is float32
-_CHUNK = 1 << 15  # values that are binned at once; see error.py
+_CHUNK = 1 << 14  # values that are binned at once; see error.py
 _MOST_COUNTS = 1 << 20  # bins of all rows that are counted at once
 
 
@@ -18,7 +18,7 @@ class Histogram:
     Bin i of B holds ``[(i - B/2) w, (i + 1 - B/2) w)``. A row's width w = 2^k is the smallest at
     which its values fit. When one does not, neighbouring bins are added in pairs: that is exact,
     and since bins of all widths share their borders, the result does not depend on the order or
-    on how the values were cut into batches; only a negative value below 2^-126 of the width may
+    on how the values were cut into batches; only a negative value below 2^-40 of the width may
     count as 0. Memory is constant.
 
     Args:
@@ -55,10 +55,13 @@ class Histogram:
         self._widen(needed_exponents(self.minimum, self.maximum, self.bins))
         rows, columns = x.shape
         inverse = torch.ldexp(torch.ones(rows), -self.exponents).unsqueeze(1)
-        # Truncation is floor where nothing is negative, and saves two of five steps after a ReLU.
+        # Negative values are lifted above 0, where truncation is floor. In float32 that would
+        # move some over the border of their bin; without negative values it is not needed.
         negative = bool((low < 0).any())
+        if negative:
+            inverse = inverse.double()
         middle = self.bins // 2 if negative else 0
-        first = torch.arange(rows, dtype=torch.float32).unsqueeze(1) * self.bins + middle
+        first = torch.arange(rows, dtype=inverse.dtype).unsqueeze(1) * self.bins + middle
         step_rows = max(1, min(_CHUNK // columns, _MOST_COUNTS // self.bins))
         for row in range(0, rows, step_rows):
             part = slice(row, row + step_rows)
@@ -66,9 +69,7 @@ class Histogram:
             # The offset stays below 2^24, up to where float32 holds every integer.
             offset = first[:count]
             for column in range(0, columns, _CHUNK):
-                scaled = x[part, column : column + _CHUNK] * inverse[part]
-                if negative:
-                    scaled.floor_()
+                scaled = x[part, column : column + _CHUNK].to(inverse.dtype) * inverse[part]
                 if negative or count > 1:
                     scaled.add_(offset)
                 found = torch.bincount(

@@ -12,6 +12,7 @@ import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
 from fxquant.plan import Plan
 from fxquant.quantizers import ActivationQuantizer
 from fxquant.to_integer.grid import Grid
+from passes import tensor_info
 
 __all__ = ["OPS", "Conversion", "Integers"]
 
@@ -96,7 +97,13 @@ class Conversion:
 
     def float_image(self, node: fx.Node) -> fx.Node:
         """The float image of a simulated value, dequantized once where it has none."""
-        if node not in self.floats:
+        if node not in self.floats and tensor_info(node) is None:
+            # Several tensors at once, as `chunk` gives: moved once more, as floats.
+            args = fx.map_arg(node.args, self.float_or_plain)
+            kwargs = dict(fx.map_arg(node.kwargs, self.float_or_plain))
+            again = self.graph.create_node(node.op, node.target, args, kwargs)
+            self.floats[node] = self.annotate(again, None)
+        elif node not in self.floats:
             value = self.integers[node]
             self.floats[node] = self.emit(
                 OPS.dequantize.default,
