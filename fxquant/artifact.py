@@ -80,7 +80,6 @@ def save_artifact(
     }
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     metadata = {
-        "format": _FORMAT,
         "format_version": str(FORMAT_VERSION),
         "graph": json.dumps(graph),
         "recipe": json.dumps(recipe.to_dict()),
@@ -91,7 +90,9 @@ def save_artifact(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(temporary), metadata=metadata)
+        # One key: safetensors writes several in an order that differs from run to run.
+        whole = json.dumps(metadata, sort_keys=True)
+        save_file(tensors, str(temporary), metadata={_FORMAT: whole})
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
@@ -131,8 +132,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ArtifactError(f"{path}: there is no such file")
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("format") != _FORMAT:
+            metadata = _unpack(file.metadata() or {})
+            if metadata is None:
                 raise ArtifactError(
                     f"{path}: is a safetensors file but no fxquant artefact; `fxquant compile "
                     "--save` writes one"
@@ -154,6 +155,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if digest != _digest(tensors, metadata):
         raise ArtifactError(f"{path}: is damaged: its contents do not match their digest")
     return tensors, metadata
+
+
+def _unpack(stored: Mapping[str, str]) -> dict[str, str] | None:
+    """The metadata that `save_artifact` packed, or None where there is none of ours."""
+    try:
+        whole = json.loads(stored[_FORMAT])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(whole, dict) and all(isinstance(value, str) for value in whole.values())
+    return whole if is_ours else None
 
 
 def _check_golden(

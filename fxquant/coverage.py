@@ -80,6 +80,8 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     left = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
     if name in ("matmul", "bmm") and output is not None and left is not None:
         return math.prod(output.shape) * left.shape[-1] // max(1, left.shape[0])
+    if name == "einsum":
+        return _einsum(node)
     if name == "scaled_dot_product_attention" and left is not None:
         key = tensor_info(node.all_input_nodes[1])
         keys = key.shape[-2] if key is not None else left.shape[-2]
@@ -97,6 +99,19 @@ def _attention(node: fx.Node, module: nn.MultiheadAttention) -> int:
     length = query.shape[1] if module.batch_first else query.shape[0]
     width = int(module.embed_dim)
     return 4 * length * width * width + 2 * length * length * width
+
+
+def _einsum(node: fx.Node) -> int:
+    """One product for every combination of the indices of a sum over two operands."""
+    equation = next((a for a in (*node.args, *node.kwargs.values()) if isinstance(a, str)), "")
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    operands = [tensor_info(source) for source in node.all_input_nodes]
+    if len(terms) != 2 or len(operands) != 2 or "." in equation:
+        return 0
+    sizes: dict[str, int] = {}
+    for term, info in zip(terms, operands, strict=True):
+        sizes |= dict(zip(term, info.shape if info else (), strict=False))
+    return math.prod(sizes.values())
 
 
 def _window_attention(node: fx.Node, shape: tuple[int, ...]) -> int:

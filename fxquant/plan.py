@@ -172,6 +172,11 @@ class _Planner:
             self.reasons[node] = "the recipe keeps its weights in float"
         elif self._activation_spec(node) is None or self._input_spec(node) is None:
             self.reasons[node] = "the recipe keeps activations in float"
+        elif any(self._is_float_input(source) for source in self._operands(node)):
+            self.reasons[node] = "the recipe keeps the model's inputs in float"
+
+    def _is_float_input(self, node: fx.Node) -> bool:
+        return node.op == "placeholder" and self._value_spec(node) is None
 
     def _follow_consumers(self) -> None:
         """Movement and averages gain nothing from integers that are only made for them."""
@@ -262,7 +267,12 @@ class _Planner:
                     return spec
         if node.op == "placeholder":
             return self.recipe.spec_for_network_input()
-        return self._activation_spec(node)
+        spec = self._activation_spec(node)
+        if spec is not None:
+            return spec
+        # What makes the value stays float: the value is as its readers want it.
+        readers = (user for user in node.users if self._integer(user))
+        return next((spec for user in readers if (spec := self._input_spec(user))), None)
 
     def _activation_spec(self, node: fx.Node) -> QuantSpec | None:
         return self.recipe.spec_for_output(

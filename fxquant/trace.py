@@ -91,8 +91,33 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
     _check_dropout(graph)
     graph_module = fx.GraphModule(root, graph, class_name=name)
     graph_module.eval()
+    _give_constants_their_own_names(graph_module)
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     return Traced(graph_module, {path: why for path, why in reasons.items() if path in called})
+
+
+def _give_constants_their_own_names(graph_module: fx.GraphModule) -> None:
+    """A tensor of a layer that is also read as a plain value gets a second name at the root.
+
+    Passes replace layers, and with them the tensors at their names.
+    """
+    nodes = graph_module.graph.nodes
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    for node in nodes:
+        owner, _, leaf = str(node.target).rpartition(".")
+        if node.op != "get_attr" or owner not in called:
+            continue
+        tensor = getattr(graph_module.get_submodule(owner), leaf)
+        name = f"{owner}_{leaf}".replace(".", "_")
+        while hasattr(graph_module, name) and getattr(graph_module, name) is not tensor:
+            name += "_"
+        if not hasattr(graph_module, name):
+            if isinstance(tensor, nn.Parameter):
+                graph_module.register_parameter(name, tensor)
+            else:
+                graph_module.register_buffer(name, tensor)
+        node.target = name
+    graph_module.recompile()
 
 
 class _Proxy(fx.Proxy):

@@ -18,7 +18,7 @@ class Histogram:
     Bin i of B holds ``[(i - B/2) w, (i + 1 - B/2) w)``. A row's width w = 2^k is the smallest at
     which its values fit. When one does not, neighbouring bins are added in pairs: that is exact,
     and since bins of all widths share their borders, the result does not depend on the order or
-    on how the values were cut into batches; only a negative value below 2^-40 of the width may
+    on how the values were cut into batches; only a negative value below 2^-32 of the width may
     count as 0. Memory is constant.
 
     Args:
@@ -55,10 +55,11 @@ class Histogram:
         self._widen(needed_exponents(self.minimum, self.maximum, self.bins))
         rows, columns = x.shape
         inverse = torch.ldexp(torch.ones(rows), -self.exponents).unsqueeze(1)
-        # Negative values are lifted above 0, where truncation is floor. In float32 that would
-        # move some over the border of their bin; without negative values it is not needed.
+        # Negative values are lifted above 0, where truncation is floor, and rows apart. In float32
+        # that would round some over the border of their bin.
         negative = bool((low < 0).any())
-        if negative:
+        lifted = negative or rows > 1
+        if lifted:
             inverse = inverse.double()
         middle = self.bins // 2 if negative else 0
         first = torch.arange(rows, dtype=inverse.dtype).unsqueeze(1) * self.bins + middle
@@ -66,12 +67,10 @@ class Histogram:
         for row in range(0, rows, step_rows):
             part = slice(row, row + step_rows)
             count = len(inverse[part])
-            # The offset stays below 2^24, up to where float32 holds every integer.
-            offset = first[:count]
             for column in range(0, columns, _CHUNK):
                 scaled = x[part, column : column + _CHUNK].to(inverse.dtype) * inverse[part]
-                if negative or count > 1:
-                    scaled.add_(offset)
+                if lifted:
+                    scaled.add_(first[:count])
                 found = torch.bincount(
                     scaled.to(torch.int32).flatten(), minlength=count * self.bins
                 ).view(count, self.bins)

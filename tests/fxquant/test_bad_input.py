@@ -285,15 +285,24 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     )
 
 
+def parts(saved: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(str(saved), framework="pt") as file:
+        metadata = json.loads(file.metadata()["fxquant"])
+    del metadata["digest"]
+    return load_file(saved), metadata
+
+
+def put_together(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    whole = {**metadata, "digest": _digest(tensors, metadata)}
+    save_file(tensors, path, metadata={"fxquant": json.dumps(whole)})
+    return path
+
+
 def rewritten(saved: Path, path: Path, change: Callable[[dict[str, str]], None]) -> Path:
     """A copy of the file with other metadata and the digest that belongs to it."""
-    with safe_open(str(saved), framework="pt") as file:
-        metadata = dict(file.metadata())
-    tensors = load_file(saved)
-    del metadata["digest"]
+    tensors, metadata = parts(saved)
     change(metadata)
-    save_file(tensors, path, metadata={**metadata, "digest": _digest(tensors, metadata)})
-    return path
+    return put_together(path, tensors, metadata)
 
 
 def test_a_newer_version(saved: Path, tmp_path: Path) -> None:
@@ -365,13 +374,10 @@ def test_a_crafted_input_never_becomes_code(saved: Path, tmp_path: Path, name: s
 
 def test_a_crafted_tensor_never_becomes_code(saved: Path, tmp_path: Path) -> None:
     name = 'x") or print("1'
-    with safe_open(str(saved), framework="pt") as file:
-        metadata = dict(file.metadata())
-    tensors = {**load_file(saved), f"weights.{name}": torch.zeros(1)}
-    del metadata["digest"]
-    metadata["digest"] = _digest(tensors, metadata)
-    save_file(tensors, tmp_path / "crafted.fxq", metadata=metadata)
-    path = tmp_path / "crafted.fxq"
+    tensors, metadata = parts(saved)
+    path = put_together(
+        tmp_path / "crafted.fxq", {**tensors, f"weights.{name}": torch.zeros(1)}, metadata
+    )
     refused(ArtifactError, lambda: fxquant.load(path), "crafted.fxq", "no name of a tensor")
 
 
@@ -385,13 +391,10 @@ def test_metadata_that_cannot_be_understood(
 
 
 def test_a_golden_output_that_is_not_met(saved: Path, tmp_path: Path) -> None:
-    with safe_open(str(saved), framework="pt") as file:
-        metadata = dict(file.metadata())
-    tensors = load_file(saved)
+    tensors, metadata = parts(saved)
     tensors["golden.output.0"] += 1.0
-    metadata["digest"] = _digest(tensors, {k: v for k, v in metadata.items() if k != "digest"})
-    save_file(tensors, tmp_path / "golden.fxq", metadata=metadata)
-    refused(ArtifactError, lambda: fxquant.load(tmp_path / "golden.fxq"), "golden", "compile again")
+    path = put_together(tmp_path / "golden.fxq", tensors, metadata)
+    refused(ArtifactError, lambda: fxquant.load(path), "golden", "compile again")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

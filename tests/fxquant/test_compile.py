@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -402,7 +403,9 @@ def test_an_exact_pass_that_lies_fails_and_names_itself(monkeypatch: pytest.Monk
             graph_module.recompile()
             return PassResult(modified=True)
 
-    monkeypatch.setattr("fxquant.compile.EliminateNoops", HalveEverything)
+    # The package's attribute of this name is the function.
+    compile_module = importlib.import_module("fxquant.compile")
+    monkeypatch.setattr(compile_module, "EliminateNoops", HalveEverything)
     with pytest.raises(CompileError, match="halve_everything: is exact but output differs"):
         compiled()
 
@@ -429,8 +432,10 @@ def test_single_passes_can_be_printed(capsys: pytest.CaptureFixture[str]) -> Non
     compiled(diff_passes=["fold_batch_norm"])
     printed = capsys.readouterr().out
     assert printed.count("== ") == 1
-    with pytest.raises(CompileError, match=r"no pass 'fold'.*did you mean 'fold_batch_norm'"):
-        compiled(diff_passes=["fold"])
+    with pytest.raises(
+        CompileError, match=r"no pass 'fold_batchnorm'.*did you mean 'fold_batch_norm'"
+    ):
+        compiled(diff_passes=["fold_batchnorm"])
 
 
 def test_stages_are_dumped(tmp_path: Any) -> None:
@@ -452,5 +457,5 @@ def test_a_part_that_cannot_be_traced_stays_float() -> None:
 
 
 def test_half_precision_models_say_why_nothing_is_quantized() -> None:
-    with pytest.raises((CompileError, ModelError), match="float16|bfloat16"):
+    with pytest.raises((CompileError, ModelError), match="bfloat16"):
         compiled(conv_net().bfloat16(), calibration=images().bfloat16())

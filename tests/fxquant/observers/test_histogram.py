@@ -31,12 +31,12 @@ def by_hand(row: Tensor, exponent: int, bins: int) -> Tensor:
     return torch.bincount(index, minlength=bins)
 
 
-MAGNITUDES = st.floats(2.0**-50, 2.0**60, width=32)
+MAGNITUDES = st.floats(2.0**-8, 2.0**20, width=32)
 FLOATS = st.one_of(st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda value: -value))
 
 
 @given(values=st.lists(FLOATS, min_size=1, max_size=40), cut=st.integers(0, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_streaming_equals_one_shot(values: list[float], cut: int) -> None:
     x = torch.tensor([values])
     chunks = [chunk for chunk in (x[:, :cut], x[:, cut:]) if chunk.numel()]
@@ -45,7 +45,7 @@ def test_streaming_equals_one_shot(values: list[float], cut: int) -> None:
 
 
 @given(values=st.lists(FLOATS, min_size=1, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_counts_are_what_floor_says(values: list[float]) -> None:
     x = torch.tensor([values])
     histogram = counted(x)
@@ -91,6 +91,13 @@ def test_counts_without_negative_values_are_the_same() -> None:
 def test_width_is_the_smallest_that_fits(low: float, high: float, exponent: int) -> None:
     bounds = torch.tensor([low]).double(), torch.tensor([high]).double()
     assert needed_exponents(*bounds, 256).tolist() == [exponent]
+
+
+def test_values_just_below_a_border_stay_there() -> None:
+    below = torch.nextafter(torch.tensor(4.0), torch.tensor(0.0))
+    x = torch.stack([below, torch.tensor(100.0)]).expand(200, 2).contiguous()
+    assert bool((counted(x).counts[:, 128 + 3] == 1).all())
+    assert counted(-x[:1]).counts[0, 128 - 4] == 1
 
 
 def test_huge_growth_keeps_signs_apart() -> None:
