@@ -132,7 +132,11 @@ def compile(
     simulated = run(
         "simulated",
         copy_sharing_tensors(fused),
-        [insert, *([QuantizeRecurrentWeights(recurrent)] if recurrent else []), AssignOneSided()],
+        [
+            insert,
+            *([QuantizeRecurrentWeights(recurrent)] if recurrent else []),
+            *([AssignOneSided()] if recipe.activations.one_sided else []),
+        ],
     )
     means = InputMeans(simulated)
     with means.collecting() if recipe.bias_correction else nullcontext():

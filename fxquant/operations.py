@@ -59,6 +59,7 @@ _KINDS: dict[Any, Kind] = {
     torch.stack: Kind.SELECT,
     torch.reshape: Kind.MOVE,
     torch.flatten: Kind.MOVE,
+    torch.unflatten: Kind.MOVE,
     torch.permute: Kind.MOVE,
     torch.transpose: Kind.MOVE,
     torch.unsqueeze: Kind.MOVE,

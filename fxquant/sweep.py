@@ -61,7 +61,8 @@ CALIBRATION_SIZE = tuple(
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "abs-max": {"weights.observer": "abs_max"},
-    "min-max": {"weights.observer": "min_max"},
+    # With a symmetric grid, min-max would be abs-max once more.
+    "min-max": {"weights.observer": "min_max", "weights.scheme": "affine"},
     "p-norm 2.0": {"weights.observer": "p_norm_2.0"},
     "p-norm 2.4": {"weights.observer": "p_norm_2.4"},
     "MSE": {"weights.observer": "mse"},

@@ -56,7 +56,9 @@ def _unchanged_operand(node: fx.Node) -> fx.Node | None:
         dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
         return source if dropout or type(module) is nn.Identity else None
     if node.op == "call_function" and node.target in (torch.cat,):
-        return source[0] if len(source) == 1 and isinstance(source[0], fx.Node) else None
+        # The tensors may be one value: what split gives.
+        single = isinstance(source, (list, tuple)) and len(source) == 1
+        return source[0] if single and isinstance(source[0], fx.Node) else None
     if not isinstance(source, fx.Node):
         return None
     if node.op == "call_function":

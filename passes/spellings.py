@@ -127,6 +127,7 @@ _add(torch.minimum, {}, ("minimum",), operands=_BOTH)
 _add(torch.cat, {"dim": 0}, (torch.concat, torch.concatenate), operands=("tensors",))
 _add(torch.stack, {"dim": 0}, operands=("tensors",))
 _add(torch.flatten, {"start_dim": 0, "end_dim": -1}, ("flatten",))
+_add(torch.unflatten, {"dim": REQUIRED, "sizes": REQUIRED}, ("unflatten",))
 _add(torch.reshape, {"shape": REQUIRED}, ("reshape", "view"), variadic=True)
 _add(torch.permute, {"dims": REQUIRED}, ("permute",), variadic=True)
 _add(torch.flip, {"dims": REQUIRED}, ("flip",), variadic=True)
@@ -174,5 +175,5 @@ _OVER = {"dim": None, "keepdim": False, "dtype": None}
 _add(torch.mean, _OVER, ("mean",))
 _add(torch.sum, _OVER, ("sum",))
 
-UNKNOWN_METHODS = frozenset({"where", "size", "dim", "numel", "unflatten", "detach"})
+UNKNOWN_METHODS = frozenset({"where", "size", "dim", "numel", "detach"})
 """Methods that share a name with a function of `torch` and are left alone all the same."""

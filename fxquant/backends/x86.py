@@ -485,8 +485,8 @@ def _lower_movement(lowering: _Lowering, node: fx.Node) -> Lowered:
 
 
 _ON_QUANTIZED: set[Any] = {
-    torch.cat, torch.stack, torch.reshape, torch.flatten, torch.permute, torch.transpose,
-    torch.unsqueeze, torch.squeeze, torch.chunk, torch.split, F.channel_shuffle,
+    torch.cat, torch.stack, torch.reshape, torch.flatten, torch.unflatten, torch.permute,
+    torch.transpose, torch.unsqueeze, torch.squeeze, torch.chunk, torch.split, F.channel_shuffle,
     F.interpolate, operator.getitem,
 }  # fmt: skip
 
