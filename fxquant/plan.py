@@ -174,6 +174,8 @@ class _Planner:
             self.reasons[node] = "the recipe keeps activations in float"
         elif any(self._is_float_input(source) for source in self._operands(node)):
             self.reasons[node] = "the recipe keeps the model's inputs in float"
+        elif any(source.op == "get_attr" for source in self._operands(node)):
+            self.reasons[node] = "it reads a constant: nothing changes at run time"
 
     def _is_float_input(self, node: fx.Node) -> bool:
         return node.op == "placeholder" and self._value_spec(node) is None
