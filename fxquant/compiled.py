@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.artifact import save_artifact
 from fxquant.backends import lower_checked
+from fxquant.backends.x86_executor import Executor
 from fxquant.errors import InputError
 from fxquant.recipe import Recipe
 from fxquant.report import Report
@@ -45,7 +46,8 @@ class CompiledModel(nn.Module):
         self.recipe = recipe
         self.report = report
         self.example = example
-        self.__dict__["_run"] = stages[target if target in stages else "integer"].forward
+        graph = stages[target if target in stages else "integer"]
+        self.__dict__["_run"] = Executor(graph, example) if target == "x86" else graph.forward
         self._signature = tuple(
             (value.dtype, value.dim()) if isinstance(value, Tensor) else None for value in example
         )

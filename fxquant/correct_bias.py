@@ -62,6 +62,7 @@ class InputMeans:
                 dims = list(range(x.dim() - 1))
                 count = x.numel() // max(1, x.shape[-1])
             else:
+                x = x if x.dim() == layer.weight.dim() else x.unsqueeze(0)
                 dims = [0, *range(2, x.dim())]
                 count = x.numel() // max(1, x.shape[1])
             total = x.sum(dims).double()

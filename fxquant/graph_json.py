@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -128,8 +127,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
     """The GraphModule of `encode_graph`'s data. Raises GraphFormatError."""
     root = nn.Module()
     for path, tensor in tensors.items():
-        # torch.fx makes Python of graphs: a name must not be able to bring code with it.
-        if not re.fullmatch(r"\w+(\.\w+)*", path, re.ASCII):
+        # torch.fx makes Python of graphs, where names stand in quotes: none may end them.
+        if not path.isprintable() or '"' in path or "\\" in path or "" in path.split("."):
             raise GraphFormatError(f"{path!r} is no name of a tensor")
         *parents, leaf = path.split(".")
         owner = root

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from fxquant.backends import x86_kernels as kernels
 from fxquant.backends import x86_recurrent as recurrent
 from fxquant.backends import x86_tables as tables
+from fxquant.backends.rewrites import rewrite_for_x86
 from fxquant.to_integer import Grid
 from passes import tensor_info
 
@@ -38,10 +39,14 @@ class _Value:
 def lower_x86(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
     """The x86 graph of an integer graph, weights prepacked.
 
+    It is lowered from what `rewrite_for_x86` makes of the integer graph: ``meta["rewritten"]``.
     Nodes that keep the reference operator have ``meta["kernel"] == "reference"``; every node
     that stands for an integer node has its name in ``meta["integer"]``.
     """
-    return _Lowering(integer, keep).lower()
+    rewritten = rewrite_for_x86(integer)
+    lowered = _Lowering(rewritten, keep).lower()
+    lowered.meta["rewritten"] = rewritten
+    return lowered
 
 
 class _Lowering:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "conv_float",
     "engine",
     "linear_float",
+    "onednn",
     "pack_conv",
     "pack_linear",
     "quantized_weight",
@@ -100,28 +102,45 @@ _CONV_ADD = torch.ops.quantized.conv2d_add.default
 _CONV_ADD_RELU = torch.ops.quantized.conv2d_add_relu.default
 
 
+class _OneDnn:
+    """oneDNN as torch's engine while any thread is inside: the setting is the whole process's."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._previous = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._previous = _get_engine()
+                _set_engine(_ONEDNN)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _set_engine(self._previous)
+
+
+onednn = _OneDnn()
+
+
 def conv_add(x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int) -> Tensor:
     """``conv2d(x) + residual`` on quantized tensors."""
-    previous = _get_engine()
-    _set_engine(_ONEDNN)
-    try:
+    with onednn:
         return _CONV_ADD(x, residual, packed, scale, zero_point)  # type: ignore[no-any-return]
-    finally:
-        _set_engine(previous)
 
 
 def conv_add_relu(
     x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int
 ) -> Tensor:
     """``relu(conv2d(x) + residual)`` on quantized tensors."""
-    previous = _get_engine()
-    _set_engine(_ONEDNN)
-    try:
+    with onednn:
         return _CONV_ADD_RELU(  # type: ignore[no-any-return]
             x, residual, packed, scale, zero_point
         )
-    finally:
-        _set_engine(previous)
 
 
 _QLINEAR = torch.ops.onednn.qlinear_pointwise.default

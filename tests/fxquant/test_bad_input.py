@@ -372,8 +372,8 @@ def test_a_crafted_input_never_becomes_code(saved: Path, tmp_path: Path, name: s
     refused(ArtifactError, lambda: fxquant.load(path), "crafted.fxq", "no name of an argument")
 
 
-def test_a_crafted_tensor_never_becomes_code(saved: Path, tmp_path: Path) -> None:
-    name = 'x") or print("1'
+@pytest.mark.parametrize("name", ['x") or print("1', "x\nprint(1)", "x\\", "a..b"])
+def test_a_crafted_tensor_never_becomes_code(saved: Path, tmp_path: Path, name: str) -> None:
     tensors, metadata = parts(saved)
     path = put_together(
         tmp_path / "crafted.fxq", {**tensors, f"weights.{name}": torch.zeros(1)}, metadata

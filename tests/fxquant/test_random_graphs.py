@@ -64,7 +64,7 @@ def test_integers_are_right(
     assert max(simulation.steps.values(), default=0) <= 1, simulation.steps
     assert max(simulation.excess.values(), default=0.0) <= 1.0, simulation.excess
     bits = min(changes["weights.bits"], changes["activations.bits"])
-    _assert_close(floats, expected, share=1e-3 if bits >= 8 else 5e-2)
+    _assert_close(floats, expected, share=1e-2 if bits >= 8 else 2e-1)
 
     # The report's check ran on one image; these are others.
     assert q.report.target_check["largest_difference"] <= 1
@@ -111,9 +111,10 @@ def _assert_equal(expected: Any, found: Any) -> None:
 def _assert_close(floats: Any, integers: Any, share: float) -> None:
     """The simulated graph and the integers part only where a value lies next to a tie.
 
-    A tie that falls to the other side moves one value by one step, of which 8 bits have 255: an
-    error of at most 1/255² of the signal where it happens to all of a tensor's larger values. A
-    scale that is wrong anywhere costs far more than 1e-3 of the signal.
+    A tie that falls to the other side moves one value by one step. Sums of a few codes tie
+    often, and an average can be as small as ten steps, so that one value in ten may lose a
+    hundredth of its square; of 16 steps, 4 bits, it may lose ten times as much. A scale that is
+    wrong anywhere costs more than that.
     """
     for (_, a), (_, b) in zip(flatten(floats), flatten(integers), strict=True):
         assert isinstance(a, Tensor)

@@ -128,8 +128,10 @@ class Convolution:
             shape = (info.shape[0], self.channels, *info.shape[2:])
             node.meta["tensor"] = TensorInfo(shape, info.dtype)
         node.meta["grid"] = grid
-        if "simulated" in like.meta:
-            node.meta["simulated"] = like.meta["simulated"]
+        stood_for = place if name is None else like
+        for key in ("simulated", "channel_scale"):
+            if key in stood_for.meta and tensor_info(stood_for) == node.meta.get("tensor"):
+                node.meta[key] = stood_for.meta[key]
         return node
 
     def _argument(self, rewriter: Rewriter, like: fx.Node, path: str, name: str) -> Any:

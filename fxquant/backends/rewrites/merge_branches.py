@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -48,10 +49,11 @@ class MergeBranches(Pass):
         rewriter = Rewriter(graph_module)
         declines = []
         for node in list(rewriter.graph.nodes):
-            if node.target is not torch.cat or "grid" not in node.meta:
+            operands: Any = node.args[0] if node.target is torch.cat else ()
+            if not isinstance(operands, (list, tuple)) or "grid" not in node.meta:
                 continue
-            branches = [find_branch(operand) for operand in node.args[0]]
-            if sum(bool(branch.convolutions) for branch in branches) == 0:
+            branches = [find_branch(operand) for operand in operands]
+            if not any(branch.convolutions for branch in branches):
                 continue
             try:
                 chain = _Chain(node, branches)
