@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.errors import CompileError
 from passes.infra.verify import flatten
 
 __all__ = ["OperationDifference", "TargetCheck", "check_target", "whole_network"]
@@ -111,16 +112,29 @@ def check_target(
     """Compare `lowered` with the integer graph that it was made from, on `inputs`.
 
     Where the target rewrites the integer graph first, it is compared with what it made of it,
-    which yields the same integers but has other operations.
+    whose outputs must be those of the integer graph to the bit: raises CompileError otherwise.
     """
-    integer = lowered.meta.get("rewritten", integer)
+    rewritten = lowered.meta.get("rewritten", integer)
     with torch.no_grad():
-        recorder = _Recorder(integer)
+        recorder = _Recorder(rewritten)
         expected = recorder.run(*inputs)
+        if rewritten is not integer and not _equal(integer(*inputs), expected):
+            raise CompileError(
+                "the integer graph as rewritten for the target yields other integers; please "
+                'report it, and compile with target="reference" meanwhile'
+            )
         lock_step = _LockStep(lowered, recorder.integers)
         lock_step.run(*inputs)
         differing, sqnr = whole_network(expected, lowered(*inputs))
     return TargetCheck(tuple(lock_step.found.values()), differing, sqnr)
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    pairs = zip(flatten(expected), flatten(found), strict=True)
+    return all(
+        torch.equal(want, got) if isinstance(want, Tensor) else want == got
+        for (_, want), (_, got) in pairs
+    )
 
 
 def whole_network(expected: Any, found: Any) -> tuple[float, float]:
