@@ -68,6 +68,16 @@ class CompiledModel(nn.Module):
                 raise InputError(f"{self._mismatch(inputs)} ({_first_line(error)})") from error
             raise
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
+        """A copy that shares the graphs: nothing writes into them, and packed weights stay put."""
+        return CompiledModel(
+            self.stages,
+            target=self.target,
+            recipe=self.recipe,
+            report=self.report,
+            example=self.example,
+        )
+
     def to_target(self, target: str) -> CompiledModel:
         """The same integer graph lowered to another target."""
         if target == self.target:

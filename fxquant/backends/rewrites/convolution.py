@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.integer.bounds import largest_bias
+from fxquant.kernels.calls import operator_arguments
 from fxquant.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.to_integer import Grid
 from passes import Rewriter, TensorInfo, tensor_info
 from passes.infra.rewrite import get_tensor
 
-__all__ = ["Convolution", "clamp_range", "operator_arguments"]
+__all__ = ["Convolution", "clamp_range"]
 
 CONV: Any = torch.ops.fxquant.conv.default
 _KEEP_RANGE: tuple[Any, ...] = (
@@ -139,15 +140,6 @@ class Convolution:
         if isinstance(value, Tensor):
             return rewriter.get_attr(f"rewritten.{path}.{name}", value, like=like)
         return list(value) if isinstance(value, tuple) else value
-
-
-def operator_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator call by the names of its schema, defaults filled in."""
-    target: Any = node.target
-    arguments = target._schema.arguments
-    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    names = [a.name for a in arguments]
-    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def clamp_range(node: fx.Node) -> tuple[int, int]:

@@ -1,0 +1,195 @@
+"""Convolutions, linear and recurrent layers on torch's kernels, weights prepacked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.backends import x86_kernels as kernels
+from fxquant.backends import x86_recurrent as recurrent
+from fxquant.backends.x86_elementwise import ON_QUANTIZED
+from fxquant.backends.x86_lowering import Lowered, Lowering
+from fxquant.kernels.calls import operator_arguments
+from passes import tensor_info
+
+__all__ = [
+    "lower_conv",
+    "lower_linear",
+    "lower_linear_dynamic",
+    "lower_recurrent",
+    "lower_weight",
+]
+
+OPS: Any = torch.ops.fxquant
+Q: Any = torch.ops.quantized
+
+
+def _float_bias(lowering: Lowering, a: dict[str, Any]) -> Tensor | None:
+    bias, scale = lowering.tensor(a["bias"]), lowering.tensor(a["weight_scale"])
+    if bias is None or scale is None:
+        return None
+    step: Tensor = scale.double() * a["x_scale"]
+    return (bias.double() * step).float()
+
+
+def lower_conv(lowering: Lowering, node: fx.Node) -> Lowered:
+    """A convolution, with residual and ReLU where it has them; float32 accumulators too."""
+    a = operator_arguments(node)
+    weight, scale = lowering.tensor(a["weight"]), lowering.tensor(a["weight_scale"])
+    assert weight is not None
+    assert scale is not None
+    zero_point = lowering.tensor(a["weight_zero_point"])
+    dimensions = weight.dim() - 2
+    residual, to_float = a["residual"], a["dtype"] == torch.float32
+    depthwise = a["groups"] > 1 and weight.shape[1] == 1
+    if zero_point is not None and (depthwise or residual is not None or to_float):
+        return None
+    if residual is not None and dimensions != 2:
+        return None
+    x = lowering.quantized(a["x"])
+    bias = _float_bias(lowering, a)
+    geometry = [list(a[key]) for key in ("stride", "padding", "dilation")]
+    if to_float:
+        if dimensions == 1:
+            return None
+        return _conv_to_float(lowering, node, a, x, weight, scale, bias, geometry)
+    packed = kernels.pack_conv(
+        kernels.quantized_weight(weight, scale, zero_point),
+        bias,
+        geometry,
+        a["groups"],
+        engine_name="onednn" if zero_point is None else "fbgemm",
+    )
+    constant = lowering.attribute(f"{node.name}_packed", packed)
+    output = (constant, a["scale"], a["zero_point"])
+    relu = a["qmin"] == a["zero_point"] > 0
+    if residual is not None:
+        target = kernels.conv_add_relu if relu else kernels.conv_add
+        accumulator = lowering.quantized(residual)
+        if _is_needed_again(residual, node):
+            accumulator = lowering.emit(torch.clone, accumulator)
+        lowered = lowering.emit(target, x, accumulator, *output)
+    else:
+        name = f"conv{dimensions}d_relu" if relu else f"conv{dimensions}d"
+        lowered = lowering.emit(
+            getattr(getattr(Q, name), "new", None) or getattr(Q, name).default, x, *output
+        )
+    return lowering.clamp(lowered, node, 0 if relu else a["qmin"], a["qmax"])
+
+
+def _is_needed_again(residual: fx.Node, node: fx.Node) -> bool:
+    """Whether more than `node` needs the memory of `residual`, which the kernel writes over."""
+    readers = list(residual.users)
+    views = residual.target in ON_QUANTIZED or any(r.target in ON_QUANTIZED for r in readers)
+    return views or residual is node.args[0] or any(node < reader for reader in readers)
+
+
+def _conv_to_float(
+    lowering: Lowering,
+    node: fx.Node,
+    a: dict[str, Any],
+    x: fx.Node,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    geometry: list[list[int]],
+) -> fx.Node:
+    scale = scale.expand(weight.shape[0]).contiguous()
+    packed = torch.ops.onednn.qconv_prepack(
+        weight, scale, a["x_scale"], a["x_zero_point"], *geometry, a["groups"], None
+    )
+    zeros = torch.zeros(weight.shape[0], dtype=torch.long)
+    constants = [
+        lowering.attribute(f"{node.name}_{key}", value)
+        for key, value in {"packed": packed, "scale": scale, "zeros": zeros}.items()
+    ]
+    bias_node = None if bias is None else lowering.attribute(f"{node.name}_bias", bias)
+    return lowering.emit(
+        kernels.conv_float, x, a["x_scale"], a["x_zero_point"], *constants, bias_node, *geometry,
+        a["groups"],
+    )  # fmt: skip
+
+
+def lower_linear(lowering: Lowering, node: fx.Node) -> Lowered:
+    """A linear layer; float32 accumulators where nothing quantizes its output."""
+    a = operator_arguments(node)
+    weight, scale = lowering.tensor(a["weight"]), lowering.tensor(a["weight_scale"])
+    assert weight is not None
+    assert scale is not None
+    zero_point = lowering.tensor(a["weight_zero_point"])
+    if a["residual"] is not None:
+        return None
+    bias = _float_bias(lowering, a)
+    if a["dtype"] == torch.float32:
+        if zero_point is not None:
+            return None
+        scale = scale.expand(weight.shape[0]).contiguous()
+        packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+        constants = {
+            "packed": packed,
+            "scale": scale,
+            "zeros": torch.zeros(weight.shape[0], dtype=torch.long),
+        }
+        nodes = [
+            lowering.attribute(f"{node.name}_{key}", value) for key, value in constants.items()
+        ]
+        bias_node = None if bias is None else lowering.attribute(f"{node.name}_bias", bias)
+        x = lowering.quantized(a["x"])
+        return lowering.emit(
+            kernels.linear_float, x, a["x_scale"], a["x_zero_point"], *nodes, bias_node
+        )
+    packed = kernels.pack_linear(kernels.quantized_weight(weight, scale, zero_point), bias)
+    constant = lowering.attribute(f"{node.name}_packed", packed)
+    relu = a["qmin"] == a["zero_point"] > 0
+    target = Q.linear_relu.default if relu else Q.linear.default
+    lowered = lowering.emit(
+        target, lowering.quantized(a["x"]), constant, a["scale"], a["zero_point"]
+    )
+    return lowering.clamp(lowered, node, 0 if relu else a["qmin"], a["qmax"])
+
+
+def lower_weight(lowering: Lowering, node: fx.Node) -> Lowered:
+    """A weight that is computed with in float is dequantized once, here."""
+    target: Any = node.target
+    args = [lowering.tensor(a) if isinstance(a, fx.Node) else a for a in node.args]
+    return lowering.attribute(node.name, target(*args))
+
+
+def lower_linear_dynamic(lowering: Lowering, node: fx.Node) -> Lowered:
+    """A linear layer that quantizes its input at run time."""
+    a = operator_arguments(node)
+    weight, scale = lowering.tensor(a["weight"]), lowering.tensor(a["weight_scale"])
+    assert weight is not None
+    assert scale is not None
+    info = tensor_info(a["x"])
+    if info is None or len(info.shape) < 2:
+        return None
+    quantized = kernels.quantized_weight(weight, scale, None)
+    packed = kernels.pack_linear(quantized, lowering.tensor(a["bias"]))
+    constant = lowering.attribute(f"{node.name}_packed", packed)
+    return lowering.emit(Q.linear_dynamic.default, lowering.other(a["x"]), constant)
+
+
+def lower_recurrent(lowering: Lowering, node: fx.Node) -> Lowered:
+    """An LSTM or GRU that quantizes its inputs at run time."""
+    a = operator_arguments(node)
+    weights, scales, biases = (
+        [tensor for n in a[key] if (tensor := lowering.tensor(n)) is not None]
+        for key in ("weights", "scales", "biases")
+    )
+    constants = [
+        lowering.attribute(f"{node.name}_cell{index}", cell)
+        for index, cell in enumerate(recurrent.pack_cells(weights, scales, biases))
+    ]
+    return lowering.emit(
+        recurrent.lstm if node.target is OPS.lstm_dynamic.default else recurrent.gru,
+        lowering.other(a["x"]),
+        [lowering.other(value) for value in a["hx"]],
+        constants,
+        weights[1].shape[1],
+        a["num_layers"],
+        a["bidirectional"],
+        a["batch_first"],
+    )
