@@ -1,9 +1,10 @@
 """One safetensors file: integer graph and weights, recipe, versions, a golden pair.
 
-Tensors are stored under ``weights.<path>`` and ``golden.input.<i>`` / ``golden.output.<i>``; the
-rest is JSON in the file's metadata. Loading resolves operations by name from a closed table and
-runs no code from the file; a digest over everything finds damage, and the golden pair proves
-that this machine computes what the compiling one did.
+Tensors are stored under ``weights.<path>``, those of four bits two codes to a byte under
+``weights4.<path>`` with their shapes in the metadata; the golden pair under ``golden.input.<i>``
+and ``golden.output.<i>``; the rest is JSON in the metadata. Loading resolves operations by name
+from a closed table and runs no code from the file; a digest over everything finds damage, and the
+golden pair proves that this machine computes what the compiling one did.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import ArtifactError
 from fxquant.graph_json import GraphFormatError, decode_graph, encode_graph
+from fxquant.packing import fits_four_bits, pack_four_bits, unpack_four_bits
 from fxquant.recipe import Recipe
 from fxquant.report import Report
 from passes import PassError
@@ -67,7 +69,14 @@ def save_artifact(
     inputs = tuple(_compact(value) for value in example)
     with torch.no_grad():
         outputs = integer(*(_expand(value) for value in inputs))
-    tensors = {f"weights.{name}": value for name, value in integer.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, value in integer.state_dict().items():
+        if fits_four_bits(value):
+            tensors[f"weights4.{name}"] = pack_four_bits(value)
+            shapes[name] = list(value.shape)
+        else:
+            tensors[f"weights.{name}"] = value
     tensors |= {
         f"golden.input.{index}": value
         for index, value in enumerate(inputs)
@@ -82,6 +91,7 @@ def save_artifact(
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "graph": json.dumps(graph),
+        "shapes": json.dumps(shapes),
         "recipe": json.dumps(recipe.to_dict()),
         "report": json.dumps(report.to_json()),
         "versions": json.dumps(_versions()),
@@ -116,6 +126,10 @@ def load_artifact(path: Path) -> Artifact:
             name.removeprefix("weights."): value
             for name, value in tensors.items()
             if name.startswith("weights.")
+        }
+        weights |= {
+            name: unpack_four_bits(tensors[f"weights4.{name}"], shape)
+            for name, shape in json.loads(metadata["shapes"]).items()
         }
         integer = decode_graph(json.loads(metadata["graph"]), weights)
         example = tuple(_expand(value) for value in _numbered(tensors, "golden.input."))

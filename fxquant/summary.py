@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from fxquant.backends import TargetCheck
+from fxquant.packing import stored_bytes
 from fxquant.quantizers import ActivationQuantizer
 from fxquant.report import QuantizerRow, Refusal
 from fxquant.trace import Traced
@@ -62,6 +63,6 @@ def check_summary(check: TargetCheck | None) -> dict[str, Any]:
 
 
 def tensor_bytes(graph: fx.GraphModule) -> int:
-    """The bytes of all tensors of a graph, shared ones once."""
+    """The bytes that a file takes for the tensors of a graph, shared ones once."""
     tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(stored_bytes(tensor) for tensor in tensors.values())

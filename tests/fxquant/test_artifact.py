@@ -63,7 +63,9 @@ def test_holds_integer_weights(tmp_path: Path) -> None:
         metadata = json.loads(file.metadata()["fxquant"])
     assert types["weights.conv1.weight"] == torch.int8
     assert types["weights.conv1.bias"] == torch.int32
-    assert {"graph", "recipe", "report", "versions", "format_version", "digest"} == set(metadata)
+    assert {"graph", "shapes", "recipe", "report", "versions", "format_version", "digest"} == set(
+        metadata
+    )
     assert set(json.loads(metadata["versions"])) >= {"fxquant", "torch"}
 
 
