@@ -74,6 +74,8 @@ def test_integers_are_right(
     other = torch.cat([x, x.flip(0)])[:7]
     reference = q.to_target("reference")
     _assert_same_shapes(network(other), q(other))
+    with torch.no_grad():
+        _assert_equal(q.stages["x86"](other), q(other))
     _assert_equal(expected, reference(x))
     if draw == 0:
         path = tmp_path_factory.mktemp("drawn") / "m.fxq"
