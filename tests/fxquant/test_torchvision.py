@@ -25,8 +25,8 @@ QUICK = {
     "efficientnet_b0": 64,
     "resnet18": 64,
 }
-SIZES = {"inception_v3": 299, "maxvit_t": 224}
 TRANSFORMERS = ("vit", "swin", "maxvit")
+FIXED_SIZE = ("vit", "maxvit")
 
 
 def batch(name: str, size: int, count: int = 2) -> torch.Tensor:
@@ -82,7 +82,8 @@ def test_a_transformer_says_why_parts_stay_float() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.list_models(module=models))
 def test_all_networks_run(name: str, tmp_path: Path) -> None:
-    q = compiles_and_runs(name, SIZES.get(name, 224))
+    size = 224 if name.startswith(FIXED_SIZE) else 96
+    q = compiles_and_runs(name, size)
     if not name.startswith(TRANSFORMERS):
         assert q.report.int8_share >= 0.99
     assert all(row.reason for row in q.report.coverage if row.runs_in == "float")
@@ -90,7 +91,7 @@ def test_all_networks_run(name: str, tmp_path: Path) -> None:
         q.save(tmp_path / "m.fxq")
     except ArtifactError as error:
         pytest.fail(str(error))
-    x = batch(name, SIZES.get(name, 224), 1)
+    x = batch(name, size, 1)
     for (_, a), (_, b) in zip(
         flatten(fxquant.load(tmp_path / "m.fxq")(x)), flatten(q(x)), strict=True
     ):
