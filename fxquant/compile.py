@@ -167,7 +167,8 @@ def compile(
         coverage=rows,
         quantizers=quantizer_rows(simulated, records),
         declines=refusals(traced, records),
-        notes=(*saturation_notes, *recurrent_notes, *notes, *lowered.notes),
+        notes=(*saturation_notes, *recurrent_notes, *notes),
+        target_notes=lowered.notes,
         float_size_bytes=tensor_bytes(float_graph),
         size_bytes=tensor_bytes(integer),
         target_check=check_summary(lowered.check),
@@ -235,7 +236,8 @@ def _run(
     except PassError as error:
         if stage == "float" and str(error).startswith("before the first pass"):
             raise ModelError(
-                f"the model does not run on the first calibration batch: {error}"
+                "the model does not run on the first calibration batch: "
+                f"{str(error).removeprefix('before the first pass: ')}"
             ) from error
         raise CompileError(f"{stage} graph: {error}") from error
 

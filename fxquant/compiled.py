@@ -89,7 +89,12 @@ class CompiledModel(nn.Module):
             stages,
             target=target,
             recipe=self.recipe,
-            report=replace(self.report, target=target, target_check=check_summary(lowered.check)),
+            report=replace(
+                self.report,
+                target=target,
+                target_check=check_summary(lowered.check),
+                target_notes=lowered.notes,
+            ),
             example=self.example,
         )
 

@@ -16,6 +16,7 @@ from fxquant.recipe_tables import (
     ActivationRecipe,
     CalibrationRecipe,
     Override,
+    Table,
     WeightRecipe,
     merge,
     plain,
@@ -235,36 +236,42 @@ class Recipe:
         self, path: str, type_name: str = "", position: str | Collection[str] = ""
     ) -> QuantSpec | None:
         """The spec of a module's weight, or None where it stays float."""
-        if self.keeps_float(path, type_name, position):
-            return None
-        table = self.weights
-        for override in self.overrides:
-            if override.selector.matches(path, type_name, position):
-                table = merge(table, override.weights)
-        return table.spec()
+        return self._spec(self.weights, "weights", path, type_name, position)
 
     def spec_for_output(
         self, path: str, type_name: str = "", position: str | Collection[str] = ""
     ) -> QuantSpec | None:
         """The spec of a module's output, or None where it stays float."""
-        if self.dynamic or self.keeps_float(path, type_name, position):
-            return None
-        table = self.activations
-        for override in self.overrides:
-            if override.selector.matches(path, type_name, position):
-                table = merge(table, override.activations)
-        return table.spec()
+        return (
+            None
+            if self.dynamic
+            else self._spec(self.activations, "activations", path, type_name, position)
+        )
 
     def spec_for_input(
         self, path: str, type_name: str = "", position: str | Collection[str] = ""
     ) -> QuantSpec | None:
         """The spec of what a module reads, or None where it reads float."""
-        if self.dynamic or self.keeps_float(path, type_name, position):
+        return (
+            None
+            if self.dynamic
+            else self._spec(self.activations, "inputs", path, type_name, position)
+        )
+
+    def _spec(
+        self,
+        table: Table,
+        changes: Literal["weights", "activations", "inputs"],
+        path: str,
+        type_name: str,
+        position: str | Collection[str],
+    ) -> QuantSpec | None:
+        """The spec of a table with what the overrides of a module change in it."""
+        if self.keeps_float(path, type_name, position):
             return None
-        table = self.activations
         for override in self.overrides:
             if override.selector.matches(path, type_name, position):
-                table = merge(table, override.inputs)
+                table = merge(table, getattr(override, changes))
         return table.spec()
 
     def input_override(

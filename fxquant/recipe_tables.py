@@ -160,10 +160,10 @@ class Override:
         }
 
 
-_Table = TypeVar("_Table", WeightRecipe, ActivationRecipe)
+Table = TypeVar("Table", WeightRecipe, ActivationRecipe)
 
 
-def merge(table: _Table, partial: Partial) -> _Table:
+def merge(table: Table, partial: Partial) -> Table:
     """A table with the changes of an override; a new observer drops the old one's options."""
     changes = dict(partial)
     if not changes:

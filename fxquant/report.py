@@ -45,6 +45,7 @@ class Report:
     quantizers: tuple[QuantizerRow, ...] = ()
     declines: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    target_notes: tuple[str, ...] = ()
     float_size_bytes: int = 0
     size_bytes: int = 0
     target_check: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Report:
             "quantizers": [asdict(row) for row in self.quantizers],
             "declines": [asdict(row) for row in self.declines],
             "notes": list(self.notes),
+            "target_notes": list(self.target_notes),
             "float_size_bytes": self.float_size_bytes,
             "size_bytes": self.size_bytes,
             "target_check": dict(self.target_check),
@@ -100,6 +102,7 @@ class Report:
             quantizers=tuple(QuantizerRow(**row) for row in data["quantizers"]),
             declines=tuple(Refusal(**row) for row in data["declines"]),
             notes=tuple(data["notes"]),
+            target_notes=tuple(data["target_notes"]),
             float_size_bytes=data["float_size_bytes"],
             size_bytes=data["size_bytes"],
             target_check=data["target_check"],
@@ -107,7 +110,7 @@ class Report:
 
     def __str__(self) -> str:
         sections = [self._head(), self._passes(), self._coverage(), self._float(), self._grids()]
-        sections += [self._declines(), self._check(), "\n".join(self.notes)]
+        sections += [self._declines(), self._check(), "\n".join((*self.notes, *self.target_notes))]
         return "\n\n".join(section for section in sections if section)
 
     # -- sections ------------------------------------------------------------------------
