@@ -2,6 +2,6 @@
 
 from fxquant.quantizers.activation import ActivationQuantizer
 from fxquant.quantizers.affine import AffineQuantizer
-from fxquant.quantizers.weight import WeightQuantizer
+from fxquant.quantizers.weight import RoundedWeightQuantizer, WeightQuantizer
 
-__all__ = ["ActivationQuantizer", "AffineQuantizer", "WeightQuantizer"]
+__all__ = ["ActivationQuantizer", "AffineQuantizer", "RoundedWeightQuantizer", "WeightQuantizer"]

@@ -84,7 +84,9 @@ def _float_layer(
     layer: Any = module.layer
     quantizer = module.weight_quantizer
     if isinstance(quantizer, WeightQuantizer):
-        weight, scale, zero_point = weight_constants(conversion, path, layer, quantizer.qparams)
+        weight, scale, zero_point = weight_constants(
+            conversion, path, layer, quantizer, quantizer.qparams
+        )
         axis = quantizer.qparams.axis or 0
         dequantized = conversion.emit(
             OPS.dequantize_weight.default,

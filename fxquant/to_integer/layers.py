@@ -21,11 +21,17 @@ def weight_constants(
     conversion: Conversion,
     path: str,
     layer: Any,
+    quantizer: WeightQuantizer,
     qparams: QParams,
     output_scale: Tensor | None = None,
 ) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-    """A layer's integer weight, its scale (or the one given instead), and its zero point."""
-    weight = conversion.constant(f"{path}.weight", qparams.quantize(layer.weight.detach()))
+    """A layer's integer weight, its scale (or the one given instead), and its zero point.
+
+    `qparams` is the quantizer's grid, or a coarser one that a bias needs.
+    """
+    same = torch.equal(qparams.scale, quantizer.qparams.scale)
+    codes = (quantizer if same else qparams).quantize(layer.weight.detach())
+    weight = conversion.constant(f"{path}.weight", codes)
     scale = conversion.constant(
         f"{path}.weight_scale", qparams.scale if output_scale is None else output_scale
     )
@@ -57,7 +63,9 @@ def emit_layer(
     rescaled = per_channel = qparams.scale * finer
     if conversion.output_channels is not None and grid is not None:
         rescaled = per_channel * (grid.scale / conversion.output_channels)
-    weight, scale, zero_point = weight_constants(conversion, path, layer, qparams, rescaled)
+    weight, scale, zero_point = weight_constants(
+        conversion, path, layer, quantizer, qparams, rescaled
+    )
     bias = None
     if layer.bias is not None:
         step = x.grid.scale * per_channel.double()
