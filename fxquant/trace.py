@@ -155,6 +155,9 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Leaves at `torch.nn` and at `leaves`; remembers in which submodule tracing failed."""
 
+    # A buffer that is sliced by a size, as a causal mask is, must be a value of the graph.
+    proxy_buffer_attributes = True
+
     def __init__(self, leaves: frozenset[str], inputs: int | None) -> None:
         super().__init__()
         self.leaves = leaves

@@ -2,9 +2,12 @@
 
 from passes.apply_rules import ApplyRules
 from passes.assign_one_sided import AssignOneSided, OneSidedQuantizer
+from passes.attention_functions import masked_softmax, scaled_matmul
 from passes.canonicalize import Canonicalize
+from passes.decompose_attention import DecomposeAttention
 from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu
 from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
@@ -19,7 +22,9 @@ from passes.infra.pattern import Call, Rule, RuleTable, call
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
+from passes.partition_blocks import Block, format_tree, partition_blocks
 from passes.regions import InsideBlocks, Region, branching_regions, trunk
+from passes.replace_integer_ops import ReplaceIntegerOps
 from passes.split_shared_modules import SplitSharedModules
 
 __all__ = [
@@ -27,11 +32,14 @@ __all__ = [
     "FUSIBLE_LAYERS",
     "ApplyRules",
     "AssignOneSided",
+    "Block",
     "Call",
     "Canonicalize",
     "Decline",
+    "DecomposeAttention",
     "EliminateNoops",
     "FoldBatchNorm",
+    "FoldConstants",
     "FuseConvBnRelu",
     "FusedLayer",
     "InferRanges",
@@ -47,6 +55,7 @@ __all__ = [
     "Pipeline",
     "QuantizerSite",
     "Region",
+    "ReplaceIntegerOps",
     "Rewriter",
     "Rule",
     "RuleTable",
@@ -58,9 +67,13 @@ __all__ = [
     "branching_regions",
     "call",
     "copy_sharing_tensors",
+    "format_tree",
     "is_non_negative",
+    "masked_softmax",
     "module_path",
+    "partition_blocks",
     "range_of",
+    "scaled_matmul",
     "tensor_info",
     "trunk",
 ]

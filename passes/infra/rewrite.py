@@ -157,6 +157,19 @@ class Rewriter:
         """Put a call of `target` where `old` stands; the name stays."""
         with self.before(old):
             new = self.call_function(target, args, kwargs, like=old, sources=sources)
+        return self._take_place(old, new)
+
+    def replace_with_module(
+        self, old: fx.Node, path: str, module: nn.Module, args: tuple[Any, ...]
+    ) -> fx.Node:
+        """Put a call of `module`, stored at `path`, where `old` stands; name and range stay."""
+        with self.before(old):
+            new = self.call_module(path, module, args, like=old)
+        if "range" in old.meta:
+            new.meta["range"] = old.meta["range"]
+        return self._take_place(old, new)
+
+    def _take_place(self, old: fx.Node, new: fx.Node) -> fx.Node:
         self.replace(old, new)
         # An erased node's name stays reserved, so that asking for it would give `name_1`.
         new.name = old.name
