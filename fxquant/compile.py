@@ -28,21 +28,25 @@ from fxquant.errors import (
     TargetError,
     nearest,
 )
+from fxquant.migrate import reparameterize, smooth_quant
 from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
 from fxquant.quantize_weights import weight_quantizers
 from fxquant.quantizers import ActivationQuantizer
 from fxquant.recipe import Recipe
 from fxquant.report import Report, format_diff
-from fxquant.stages import check_integer_graph
+from fxquant.simulated_forms import link_forms, simulated_forms
+from fxquant.stages import check_integer_graph, check_integers_only
 from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
 from fxquant.to_integer import to_integer
 from fxquant.trace import trace
 from passes import (
     AssignOneSided,
     Canonicalize,
+    DecomposeAttention,
     EliminateNoops,
     FoldBatchNorm,
+    FoldConstants,
     FuseConvBnRelu,
     InferRanges,
     InsertQuantDequant,
@@ -52,6 +56,7 @@ from passes import (
     PassRecord,
     Pipeline,
     QuantizerSite,
+    ReplaceIntegerOps,
     SplitSharedModules,
     UnsupportedGraphError,
     add_relu,
@@ -116,6 +121,7 @@ def compile(
 
     fused = run("fused", copy_sharing_tensors(float_graph), _fusing_passes(recipe))
     notes = equalize(fused) if recipe.equalize else []
+    notes += _migrate(fused, recipe, data)
     plan = make_plan(fused, recipe)
     rows = coverage(fused, plan)
     _check_anything_quantized(rows)
@@ -123,7 +129,9 @@ def compile(
     weights, saturation_notes = weight_quantizers(fused, plan, target)
     sites = [
         QuantizerSite(
-            site.path, ActivationQuantizer(site.spec, channelwise=site.channelwise), site.nodes
+            site.path,
+            ActivationQuantizer(site.spec, channelwise=site.channelwise, fixed=site.fixed),
+            site.nodes,
         )
         for site in plan.values
     ]
@@ -133,11 +141,13 @@ def compile(
         "simulated",
         copy_sharing_tensors(fused),
         [
+            ReplaceIntegerOps(simulated_forms(fused, plan)),
             insert,
             *([QuantizeRecurrentWeights(recurrent)] if recurrent else []),
             *([AssignOneSided()] if recipe.activations.one_sided else []),
         ],
     )
+    link_forms(simulated)
     means = InputMeans(simulated)
     with means.collecting() if recipe.bias_correction else nullcontext():
         calibrate(
@@ -152,6 +162,8 @@ def compile(
     integer = stages["integer"] = to_integer(simulated, plan)
     run_and_annotate(integer, probe, name="integer graph")
     check_integer_graph(integer)
+    if recipe.requantization == "dyadic":
+        check_integers_only(integer, plan.reasons)
     lowered = lower_checked(integer, target, probe)
     stages[target] = lowered.graph_module
     if dump is not None:
@@ -197,7 +209,13 @@ def load(path: str | Path, target: str = "x86") -> CompiledModel:
 
 
 def _canonical_passes() -> list[Pass]:
-    return [Canonicalize(), SplitSharedModules(), EliminateNoops()]
+    return [
+        Canonicalize(),
+        SplitSharedModules(),
+        EliminateNoops(),
+        FoldConstants(),
+        DecomposeAttention(),
+    ]
 
 
 def _fusing_passes(recipe: Recipe) -> list[Pass]:
@@ -210,6 +228,10 @@ def _fusing_passes(recipe: Recipe) -> list[Pass]:
         return recipe.fusion == "all" or inside(node)
 
     def fusible(node: fx.Node) -> bool:
+        # On integers alone, the sum of a residual and an accumulator has no form of its own.
+        joins = node.target in (torch.add, add_relu)
+        if joins and recipe.requantization == "dyadic":
+            return False
         return where(node) and not _joins_linear(node)
 
     folding: list[Pass] = [FoldBatchNorm(where)] if recipe.fold_batch_norm else []
@@ -224,6 +246,16 @@ def _joins_linear(node: fx.Node) -> bool:
     root = node.graph.owning_module
     assert root is not None
     return any(isinstance(layer_of(source, root), nn.Linear) for source in node.all_input_nodes)
+
+
+def _migrate(fused: fx.GraphModule, recipe: Recipe, data: CalibrationSet) -> list[str]:
+    """Move what 8 bits for a tensor cannot hold from the activations into the weights."""
+    notes: list[str] = []
+    if recipe.smooth_quant:
+        notes += smooth_quant(fused, data, alpha=float(recipe.smooth_quant))
+    if recipe.reparameterize:
+        notes += reparameterize(fused, data)
+    return notes
 
 
 def _run(

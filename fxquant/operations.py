@@ -12,9 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from passes import FUSIBLE_LAYERS, FusedLayer, add_relu
+from passes import FUSIBLE_LAYERS, FusedLayer, add_relu, tensor_info
+from passes.attention_functions import masked_softmax, scaled_matmul
 
-__all__ = ["BATCH_NORMS", "Kind", "Operation", "classify", "layer_of", "table_function"]
+__all__ = [
+    "BATCH_NORMS",
+    "Kind",
+    "Operation",
+    "classify",
+    "data_operands",
+    "is_curved",
+    "layer_of",
+    "table_function",
+]
 
 
 class Kind(Enum):
@@ -23,6 +33,10 @@ class Kind(Enum):
     LAYER = "convolution or linear"  # its own output scale; a weight
     AFFINE = "batch norm by itself"  # its own output scale; float constants a channel
     PAIR = "addition or product of two values"  # its own output scale
+    MATMUL = "product of two activations"  # its own output scale
+    SOFTMAX = "softmax"  # its own output scale, or the one that its integer form fixes
+    NORM = "layer norm"  # its own output scale
+    NORMALIZE = "division by the norm"  # its own output scale
     TABLE = "function of one 8-bit value"  # its own output scale; 256 entries
     POOL = "average"  # keeps the scale, rounds
     SELECT = "maximum or concatenation"  # keeps the one scale that its operands share
@@ -45,6 +59,11 @@ _KINDS: dict[Any, Kind] = {
     torch.add: Kind.PAIR,
     torch.mul: Kind.PAIR,
     add_relu: Kind.PAIR,
+    torch.matmul: Kind.MATMUL,
+    scaled_matmul: Kind.MATMUL,
+    F.softmax: Kind.SOFTMAX,
+    masked_softmax: Kind.SOFTMAX,
+    F.normalize: Kind.NORMALIZE,
     F.avg_pool1d: Kind.POOL,
     F.avg_pool2d: Kind.POOL,
     F.avg_pool3d: Kind.POOL,
@@ -96,6 +115,9 @@ _TABLES: dict[Any, str] = {
     torch.exp: "exp",
     torch.sqrt: "sqrt",
 }
+_CURVED = frozenset(
+    ("elu", "selu", "celu", "silu", "mish", "softplus", "hardswish", "sigmoid", "tanh")
+)
 _SCALAR_ARITHMETIC: dict[Any, str] = {
     torch.add: "add",
     torch.sub: "sub",
@@ -115,6 +137,17 @@ def layer_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
     return module if isinstance(module, FUSIBLE_LAYERS) else None
 
 
+def data_operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that `node` computes with: not sizes, and not the mask of a softmax."""
+    sources = node.all_input_nodes[:1] if node.target is masked_softmax else node.all_input_nodes
+    return [source for source in sources if source.meta.get("tensor") is not None]
+
+
+def is_curved(node: fx.Node) -> bool:
+    """Whether a Kind.TABLE node is a smooth function, not one made of straight lines."""
+    return _TABLES.get(node.target) in _CURVED
+
+
 def classify(node: fx.Node, root: nn.Module) -> Operation:
     """The kind of `node` by its operation alone; recipes and operands come later."""
     if node.op in ("placeholder", "get_attr", "output"):
@@ -122,6 +155,8 @@ def classify(node: fx.Node, root: nn.Module) -> Operation:
     if node.op == "call_method":
         if node.target in ("size", "dim", "numel"):
             return Operation(Kind.SHAPE)
+        if node.target == "expand":
+            return Operation(Kind.MOVE)
         return Operation(Kind.FLOAT, f"method {node.target} has no integer form")
     if node.op == "call_module":
         if layer_of(node, root) is not None:
@@ -131,6 +166,8 @@ def classify(node: fx.Node, root: nn.Module) -> Operation:
             if module.running_mean is None:
                 return Operation(Kind.FLOAT, "batch norm without running statistics")
             return Operation(Kind.AFFINE)
+        if isinstance(module, nn.LayerNorm):
+            return Operation(Kind.NORM)
         return Operation(Kind.FLOAT, f"{type(module).__name__} has no integer form")
     return _function(node)
 
@@ -181,11 +218,22 @@ def _only_scalars_beside(node: fx.Node) -> bool:
 def _refuse_pair(node: fx.Node) -> str:
     if node.kwargs.get("alpha", 1) != 1:
         return "an addition with alpha other than 1 has no integer form"
-    if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args):
-        return "the other operand is a constant tensor"
     if any(not isinstance(a, fx.Node) or a.meta.get("tensor") is None for a in node.args):
         return "the other operand is a number, known when the model runs"
     return ""
+
+
+def _refuse_matmul(node: fx.Node) -> str:
+    ranks = [len(info.shape) for a in node.args if (info := tensor_info(a)) is not None]
+    matrices = len(ranks) == 2 and min(ranks) > 1
+    return "" if matrices else "a product with a vector has no integer form"
+
+
+def _refuse_softmax(node: fx.Node) -> str:
+    info = tensor_info(node)
+    dim = node.kwargs.get("dim")
+    last = info is not None and dim in (-1, len(info.shape) - 1)
+    return "" if last else f"softmax over dimension {dim} has no integer form, only over the last"
 
 
 def _refuse_pad(node: fx.Node) -> str:
@@ -210,6 +258,10 @@ _REFUSALS: dict[Any, Callable[[fx.Node], str]] = {
     torch.add: _refuse_pair,
     torch.mul: _refuse_pair,
     add_relu: _refuse_pair,
+    torch.matmul: _refuse_matmul,
+    scaled_matmul: _refuse_matmul,
+    F.softmax: _refuse_softmax,
+    masked_softmax: _refuse_softmax,
     F.pad: _refuse_pad,
     F.interpolate: _refuse_interpolate,
     torch.mean: _refuse_mean,

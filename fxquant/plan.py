@@ -10,21 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from fxquant.dynamic import check_dynamic, dynamic_refusal
-from fxquant.operations import Kind, classify, layer_of
-from fxquant.recipe import Recipe
-from fxquant.spec import QuantSpec
+from fxquant.forms import Form, form_of
+from fxquant.operations import Kind, classify, data_operands, is_curved, layer_of
+from fxquant.recipe import OperationRecipe, Recipe
+from fxquant.residual import ResidualStream
+from fxquant.spec import QParams, QuantSpec
 from passes import module_path, tensor_info
 
 __all__ = ["Plan", "ValueSite", "make_plan"]
 
-_OWN_SCALE = (Kind.LAYER, Kind.AFFINE, Kind.PAIR, Kind.TABLE)
+_OWN_SCALE = (
+    Kind.LAYER,
+    Kind.AFFINE,
+    Kind.PAIR,
+    Kind.MATMUL,
+    Kind.SOFTMAX,
+    Kind.NORM,
+    Kind.NORMALIZE,
+    Kind.TABLE,
+)
 _SHARED_SCALE = (Kind.POOL, Kind.SELECT, Kind.MOVE)
+_QUANTIZES_OPERANDS = (Kind.MATMUL, Kind.SOFTMAX, Kind.NORM, Kind.NORMALIZE)
+"""Beside layers: worth integers even where what they read was float."""
+_WIDE = QuantSpec(bits=16, scheme="symmetric", observer="min_max", reduce_range=True)
+"""Half of the range is headroom: 16 bits have it to spare, and an outlier is not clipped."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +47,14 @@ class ValueSite:
     """One quantizer: its spec and the nodes whose values pass through it, in order.
 
     `channelwise`: only depthwise convolutions read the value, so that every channel may have its
-    own scale.
+    own scale. `fixed`: the grid that an integer form of the operation dictates.
     """
 
     path: str
     spec: QuantSpec
     nodes: tuple[str, ...]
     channelwise: bool = False
+    fixed: QParams | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,8 @@ class Plan:
 
     `kinds`: every operation's kind. `reasons`: why an operation stays float.
     `values`: the quantizers. `weights`: the weight spec of each quantized layer. `dynamic`: the
-    layers whose inputs are quantized at run time.
+    layers whose inputs are quantized at run time. `forms`: how softmax, GELU, layer norms and
+    divisions by the norm compute on integers; `requantization` is the recipe's.
     """
 
     kinds: dict[str, Kind]
@@ -55,6 +72,8 @@ class Plan:
     values: tuple[ValueSite, ...]
     weights: dict[str, QuantSpec] = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
+    forms: dict[str, Form] = field(default_factory=dict)
+    requantization: Literal["float", "dyadic"] = "float"
 
     def runs_on_integers(self, node: fx.Node) -> bool:
         """Whether `node` is an operation that was not left in float."""
@@ -77,6 +96,8 @@ class _Planner:
         self.kinds: dict[fx.Node, Kind] = {}
         self.reasons: dict[fx.Node, str] = {}
         self.weights: dict[fx.Node, QuantSpec] = {}
+        self.forms: dict[fx.Node, Form] = {}
+        self.stream = ResidualStream(graph_module)
         self.layers = [node for node in self.nodes if layer_of(node, self.root) is not None]
         self.first_layer = self.layers[0] if self.layers else None
         self.last_layer = self.layers[-1] if self.layers else None
@@ -86,12 +107,16 @@ class _Planner:
             return self._dynamic_plan()
         self._decide_forwards()
         self._follow_consumers()
+        for node in self.reasons:
+            self.forms.pop(node, None)
         sites = self._sites()
         return Plan(
             kinds={node.name: kind for node, kind in self.kinds.items()},
             reasons={node.name: reason for node, reason in self.reasons.items()},
             values=sites,
             weights={node.name: spec for node, spec in self.weights.items()},
+            forms={node.name: form for node, form in self.forms.items()},
+            requantization=self.recipe.requantization,
         )
 
     def _dynamic_plan(self) -> Plan:
@@ -151,10 +176,32 @@ class _Planner:
                 self._decide_layer(node, path)
             elif self._activation_spec(node) is None:
                 self.reasons[node] = "the recipe keeps activations in float"
-            else:
-                floats = [source for source in self._operands(node) if not self._integer(source)]
+            elif kept := self._kept_by_operation(node):
+                self.reasons[node] = f"the recipe keeps {kept} in float"
+            elif operation.kind not in _QUANTIZES_OPERANDS:
+                floats = [
+                    source
+                    for source in self._operands(node)
+                    # The integers of a constant are made when the model is compiled.
+                    if source.op != "get_attr" and not self._integer(source)
+                ]
                 if floats:
                     self.reasons[node] = f"its operand {floats[0].name} is float"
+
+    def _kept_by_operation(self, node: fx.Node) -> str:
+        """What the recipe's table of operations keeps in float; else the form is noted."""
+        kind, operations = self.kinds[node], self._operations(node)
+        if node in self.stream.additions and operations.residual == "float":
+            return "the residual stream"
+        if kind is Kind.TABLE and is_curved(node) and operations.functions == "float":
+            return str(getattr(node.target, "__name__", node.target))
+        form = form_of(node, kind, operations)
+        if form is None:
+            return ""
+        if form.method == "float":
+            return form.operation
+        self.forms[node] = form
+        return ""
 
     def _foreign_type(self, node: fx.Node) -> str:
         """Why codes cannot stand for the values: only float32 values are what a grid means."""
@@ -181,21 +228,31 @@ class _Planner:
         return node.op == "placeholder" and self._value_spec(node) is None
 
     def _follow_consumers(self) -> None:
-        """Movement and averages gain nothing from integers that are only made for them."""
+        """What gains nothing from integers that are only made for it.
+
+        That is movement and averages in front of float operations; and the arithmetic between an
+        accumulator and a softmax, a layer norm or a residual stream that stays in float.
+        """
         for node in reversed(self.nodes):
-            follows = self.kinds.get(node) in (Kind.MOVE, Kind.POOL) and node not in self.reasons
-            if (
-                follows
-                and self.recipe.quantize_output is False
-                and not any(self._integer(user) for user in node.users)
-            ):
+            kind = self.kinds.get(node)
+            if node in self.reasons or any(self._integer(user) for user in node.users):
+                continue
+            if kind in (Kind.MOVE, Kind.POOL):
+                follows = not self.recipe.quantize_output
+            else:
+                follows = kind in (Kind.PAIR, Kind.TABLE, Kind.SELECT) and any(
+                    user in self.stream.additions
+                    or self.kinds.get(user) in (Kind.SOFTMAX, Kind.NORM, Kind.NORMALIZE)
+                    for user in node.users
+                )
+            if follows:
                 self.reasons[node] = "its consumers are float"
 
     def _integer(self, node: fx.Node) -> bool:
         return node in self.kinds and node not in self.reasons
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
-        return [source for source in node.all_input_nodes if source.meta.get("tensor") is not None]
+        return data_operands(node)
 
     # -- values ----------------------------------------------------------------------------
 
@@ -218,25 +275,29 @@ class _Planner:
                 spec=self._widest(nodes),
                 nodes=tuple(node.name for node in nodes),
                 channelwise=len(nodes) == 1 and self._is_channelwise(nodes[0]),
+                fixed=self._fixed(nodes),
             )
             for nodes in members.values()
         )
 
     def _passes_through_quantizer(self, node: fx.Node) -> bool:
-        if tensor_info(node) is None or node.op in ("get_attr", "output"):
+        if tensor_info(node) is None or node.op == "output":
             return False
-        feeds_integers = any(self._integer(user) for user in node.users)
-        if not self._integer(node):
+        feeds_integers = any(
+            self._integer(user) and node in self._operands(user) for user in node.users
+        )
+        if node.op == "get_attr" or not self._integer(node):
             return feeds_integers and node.meta["tensor"].dtype.is_floating_point
         kind = self.kinds[node]
-        if kind is Kind.LAYER and not feeds_integers:
+        if kind in (Kind.LAYER, Kind.MATMUL) and not feeds_integers:
             return not self._may_leave_as_float(node)
         return kind in _OWN_SCALE or kind is Kind.POOL
 
     def _may_leave_as_float(self, node: fx.Node) -> bool:
         """Accumulators may be dequantized directly where nothing else happens to them."""
         # By arguments: a residual may be the very value that the layer reads.
-        return not self.recipe.quantize_output and len(node.args) == 1
+        residual = self.kinds[node] is Kind.LAYER and len(node.args) > 1
+        return not self.recipe.quantize_output and not residual
 
     def _is_channelwise(self, node: fx.Node) -> bool:
         """Whether a layer makes the value and depthwise convolutions alone read it."""
@@ -258,8 +319,15 @@ class _Planner:
         specs = [spec for node in nodes if (spec := self._value_spec(node)) is not None]
         return max(specs, key=lambda spec: spec.bits)
 
+    def _fixed(self, nodes: list[fx.Node]) -> QParams | None:
+        """The grid of a softmax whose form dictates one, where nothing else shares it."""
+        form = self.forms.get(nodes[0])
+        return form.output if form is not None and len(nodes) == 1 else None
+
     def _value_spec(self, node: fx.Node) -> QuantSpec | None:
         """A consumer's explicit `inputs` override wins over what the producer says."""
+        if self._is_wide(node):
+            return _WIDE
         for user in node.users:
             if user in self.weights and self._integer(user):
                 spec = self.recipe.input_override(
@@ -275,6 +343,23 @@ class _Planner:
         # What makes the value stays float: the value is as its readers want it.
         readers = (user for user in node.users if self._integer(user))
         return next((spec for user in readers if (spec := self._input_spec(user))), None)
+
+    def _is_wide(self, node: fx.Node) -> bool:
+        """Whether 16 bits hold the value: at 8 bits the inputs of layer norms collapse."""
+        if node in self.stream.values and self._operations(node).residual == 16:
+            return True
+        return any(
+            self._integer(user)
+            and self.kinds[user] is Kind.NORM
+            and self._operations(user).residual != 8
+            for user in node.users
+            if user in self.kinds
+        )
+
+    def _operations(self, node: fx.Node) -> OperationRecipe:
+        return self.recipe.operations_for(
+            module_path(node), self._type_name(node), self._position(node)
+        )
 
     def _activation_spec(self, node: fx.Node) -> QuantSpec | None:
         return self.recipe.spec_for_output(

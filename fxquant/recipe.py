@@ -15,6 +15,7 @@ from fxquant.recipe_keys import check_keys, join, unknown_key
 from fxquant.recipe_tables import (
     ActivationRecipe,
     CalibrationRecipe,
+    OperationRecipe,
     Override,
     Table,
     WeightRecipe,
@@ -28,11 +29,20 @@ from fxquant.spec import QuantSpec
 __all__ = [
     "ActivationRecipe",
     "CalibrationRecipe",
+    "OperationRecipe",
     "Override",
     "Recipe",
     "Selector",
     "WeightRecipe",
 ]
+
+
+_TABLES: dict[str, tuple[Any, recipe_keys.Keys]] = {
+    "weights": (WeightRecipe, recipe_keys.WEIGHT_KEYS),
+    "activations": (ActivationRecipe, recipe_keys.ACTIVATION_KEYS),
+    "operations": (OperationRecipe, recipe_keys.OPERATION_KEYS),
+    "calibration": (CalibrationRecipe, recipe_keys.CALIBRATION_KEYS),
+}
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,20 @@ class Recipe:
         fusion: where activations and residuals are fused into layers: ``all``, only inside
             residual ``blocks``, or ``none``.
         fold_batch_norm: fold batch norms into their layer.
-        requantization: ``float``: float32 multipliers between integers.
+        requantization: between integers, ``float`` multipliers or ``dyadic`` ones, f / 2^e. With
+            dyadic ones no float tensor is left between the input's quantizer and the output.
         equalize: cross-layer equalization before quantization.
         bias_correction: correct biases by what rounding the weights does to each output's mean.
+        reparameterize: fold a scale and zero point for each channel of a LayerNorm's output into
+            the linear layers that read it (RepQ-ViT).
+        smooth_quant: the share of the activations' range that moves into the weights of the
+            layers behind a LayerNorm (SmoothQuant's alpha); 0: none.
         start_at: a module path or glob: what runs before it stays float. ``""``: everything.
         float: selectors of modules that stay float; see `Selector.parse`.
         quantize_output: quantize the model's outputs too.
         dynamic: quantize the inputs of linear and recurrent layers at run time, nothing else.
         input_bits: 8, 16 or ``"float"`` for the model's inputs.
-        weights, activations, calibration: their tables.
+        weights, activations, operations, calibration: their tables.
         overrides: per-module changes; later ones win.
 
     Raises:
@@ -65,6 +80,8 @@ class Recipe:
     requantization: Literal["float", "dyadic"] = "float"
     equalize: bool = False
     bias_correction: bool = False
+    reparameterize: bool = False
+    smooth_quant: float | int = 0.0
     start_at: str = ""
     float: tuple[str, ...] = ()
     quantize_output: bool = False
@@ -72,18 +89,17 @@ class Recipe:
     input_bits: int | Literal["float"] = 8
     weights: WeightRecipe = field(default_factory=WeightRecipe)
     activations: ActivationRecipe = field(default_factory=ActivationRecipe)
+    operations: OperationRecipe = field(default_factory=OperationRecipe)
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         scalars = {
-            key: value
-            for key, value in shallow(self).items()
-            if key not in ("weights", "activations", "calibration", "overrides")
+            key: value for key, value in shallow(self).items() if key not in (*_TABLES, "overrides")
         }
         check_keys(scalars, recipe_keys.RECIPE_KEYS, "")
-        if self.requantization == "dyadic":
-            raise RecipeError('requantization = "dyadic" does not exist yet: use "float"')
+        if self.requantization == "dyadic" and self.dynamic:
+            raise RecipeError('requantization = "dyadic" is static: set dynamic = false')
         object.__setattr__(self, "float", tuple(self.float))
         object.__setattr__(self, "overrides", tuple(self.overrides))
         for text in self.float:
@@ -95,6 +111,7 @@ class Recipe:
                 merge(self.weights, override.weights)
                 merge(self.activations, override.activations)
                 merge(self.activations, override.inputs)
+                replace(self.operations, **dict(override.operations))
             except RecipeError as error:
                 raise RecipeError(f"overrides[{index}]: {error}") from error
 
@@ -147,11 +164,7 @@ class Recipe:
         """
         check_keys(table, recipe_keys.RECIPE_KEYS, "")
         values = dict(table)
-        for name, kind, keys in (
-            ("weights", WeightRecipe, recipe_keys.WEIGHT_KEYS),
-            ("activations", ActivationRecipe, recipe_keys.ACTIVATION_KEYS),
-            ("calibration", CalibrationRecipe, recipe_keys.CALIBRATION_KEYS),
-        ):
+        for name, (kind, keys) in _TABLES.items():
             if name in values:
                 check_keys(values[name], keys, name)
                 values[name] = kind(**values[name])
@@ -166,7 +179,7 @@ class Recipe:
         """All keys as nested dictionaries of plain values, ready for JSON."""
         table = shallow(self)
         table["float"] = list(self.float)
-        for name in ("weights", "activations", "calibration"):
+        for name in _TABLES:
             table[name] = plain(getattr(self, name))
         table["overrides"] = [override.to_dict() for override in self.overrides]
         return table
@@ -283,6 +296,16 @@ class Recipe:
             for override in self.overrides
         )
         return self.spec_for_input(path, type_name, position) if explicit else None
+
+    def operations_for(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> OperationRecipe:
+        """The forms that a module's operations take."""
+        table = self.operations
+        for override in self.overrides:
+            if override.selector.matches(path, type_name, position):
+                table = replace(table, **dict(override.operations))
+        return table
 
     def spec_for_network_input(self) -> QuantSpec | None:
         """The spec of the model's inputs, or None where they stay float."""

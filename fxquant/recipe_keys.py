@@ -40,6 +40,15 @@ def _integer(low: int, high: int) -> Check:
     return check
 
 
+def _number(low: float, high: float) -> Check:
+    def check(value: object) -> str | None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        right = number and low <= value <= high  # type: ignore[operator]
+        return None if right else f"must be a number from {low:g} to {high:g}"
+
+    return check
+
+
 def _texts(value: object) -> str | None:
     right = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     return None if right else "must be a list of texts"
@@ -83,6 +92,14 @@ ACTIVATION_KEYS: Keys = {
     "depthwise": _one_of("per_tensor", "per_channel"),
     "reduce_range": _boolean,
 }
+OPERATION_KEYS: Keys = {
+    "softmax": _one_of("float", "table", "i-vit", "log2"),
+    "softmax_bits": _one_of(8, 16),
+    "gelu": _one_of("float", "table", "i-vit"),
+    "functions": _one_of("float", "table"),
+    "layer_norm": _one_of("float", "i-vit", "integer", "power_of_two"),
+    "residual": _one_of("float", 8, 16),
+}
 CALIBRATION_KEYS: Keys = {
     "source": _text,
     "images": _integer(0, 10**9),
@@ -97,6 +114,7 @@ OVERRIDE_KEYS: Keys = {
     "weights": _table,
     "activations": _table,
     "inputs": _table,
+    "operations": _table,
 }
 RECIPE_KEYS: Keys = {
     "name": _text,
@@ -105,6 +123,8 @@ RECIPE_KEYS: Keys = {
     "requantization": _one_of("float", "dyadic"),
     "equalize": _boolean,
     "bias_correction": _boolean,
+    "reparameterize": _boolean,
+    "smooth_quant": _number(0.0, 1.0),
     "start_at": _text,
     "float": _texts,
     "quantize_output": _boolean,
@@ -112,6 +132,7 @@ RECIPE_KEYS: Keys = {
     "input_bits": _one_of(8, 16, "float"),
     "weights": _table,
     "activations": _table,
+    "operations": _table,
     "calibration": _table,
     "overrides": _tables,
 }

@@ -1,4 +1,4 @@
-"""The tables of a recipe: `WeightRecipe`, `ActivationRecipe`, `CalibrationRecipe`, `Override`."""
+"""The tables of a recipe: weights, activations, operations, calibration, overrides."""
 
 from __future__ import annotations
 
@@ -82,6 +82,34 @@ class ActivationRecipe:
 
 
 @dataclass(frozen=True)
+class OperationRecipe:
+    """Which form the operations of transformers and the functions of one value take.
+
+    Attributes:
+        softmax: ``float``; ``table``: a table of exp and integer sums; ``i-vit``: Shiftmax;
+            ``log2``: powers of two, FQ-ViT's log-int-softmax.
+        softmax_bits: of Shiftmax's output, 8 or 16.
+        gelu: ``float``; ``table``: 256 entries; ``i-vit``: ShiftGELU.
+        functions: SiLU, hardswish, sigmoid, tanh and every other function of one value but GELU:
+            ``float``, or a ``table`` of 256 entries.
+        layer_norm: ``float``; ``i-vit``: the published ten steps; ``integer``: a converging
+            integer square root; ``power_of_two``: FQ-ViT's power-of-two factor a channel.
+        residual: bits of a transformer's residual stream, or ``float``. Residual blocks of
+            convolutions take part like any other value.
+    """
+
+    softmax: Literal["float", "table", "i-vit", "log2"] = "float"
+    softmax_bits: Literal[8, 16] = 8
+    gelu: Literal["float", "table", "i-vit"] = "float"
+    functions: Literal["float", "table"] = "table"
+    layer_norm: Literal["float", "i-vit", "integer", "power_of_two"] = "float"
+    residual: Literal["float", 8, 16] = "float"
+
+    def __post_init__(self) -> None:
+        check_keys(shallow(self), recipe_keys.OPERATION_KEYS, "operations")
+
+
+@dataclass(frozen=True)
 class CalibrationRecipe:
     """Where calibration data comes from when none is handed over.
 
@@ -106,8 +134,9 @@ class Override:
     """What is different for some modules.
 
     Exactly one of `modules` (glob), `regex`, `type` and `position` is set; see `Selector`.
-    `weights`, `activations` (the modules' outputs) and `inputs` (what the modules read) hold the
-    keys of those tables that change. An observer that is named without options takes its defaults.
+    `weights`, `activations` (the modules' outputs), `inputs` (what the modules read) and
+    `operations` hold the keys of those tables that change. An observer that is named without
+    options takes its defaults.
     """
 
     modules: str = ""
@@ -117,6 +146,7 @@ class Override:
     weights: Partial = ()
     activations: Partial = ()
     inputs: Partial = ()
+    operations: Partial = ()
 
     def __post_init__(self) -> None:
         given = [kind for kind in SELECTOR_KINDS if getattr(self, kind)]
@@ -125,7 +155,7 @@ class Override:
                 f"overrides: each needs exactly one of {', '.join(SELECTOR_KINDS)}, "
                 f"got {', '.join(given) or 'none'}"
             )
-        for table in ("weights", "activations", "inputs"):
+        for table in ("weights", "activations", "inputs", "operations"):
             values = dict(getattr(self, table))
             if "options" in values:
                 values["options"] = tuple(sorted(dict(values["options"]).items()))
@@ -147,8 +177,12 @@ class Override:
             RecipeError: a key is unknown or its value is wrong.
         """
         check_keys(table, recipe_keys.OVERRIDE_KEYS, where)
-        for name in ("weights", "activations", "inputs"):
-            keys = recipe_keys.WEIGHT_KEYS if name == "weights" else recipe_keys.ACTIVATION_KEYS
+        for name, keys in (
+            ("weights", recipe_keys.WEIGHT_KEYS),
+            ("activations", recipe_keys.ACTIVATION_KEYS),
+            ("inputs", recipe_keys.ACTIVATION_KEYS),
+            ("operations", recipe_keys.OPERATION_KEYS),
+        ):
             check_keys(table.get(name, {}), keys, join(where, name))
         return cls(**table)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx
 
 from fxquant.errors import CompileError
 from passes import tensor_info
 
-__all__ = ["check_integer_graph"]
+__all__ = ["check_integer_graph", "check_integers_only"]
 
 
 def check_integer_graph(integer: fx.GraphModule) -> None:
@@ -33,3 +35,43 @@ def check_integer_graph(integer: fx.GraphModule) -> None:
                 raise CompileError(
                     f"integer graph: {node.name} reads the float value {source.name}"
                 )
+
+
+def check_integers_only(integer: fx.GraphModule, reasons: Mapping[str, str]) -> None:
+    """Nothing but integers lies between the quantizers of the inputs and the last integers.
+
+    Neither a value nor a constant that is read in between is a float tensor: only what turns the
+    inputs into integers reads one, and only what ends in float yields one. Raises CompileError
+    naming every operation in between that stayed float; `reasons` says why, by simulated node.
+    """
+    nodes = list(integer.graph.nodes)
+    behind: set[fx.Node] = set()
+    for node in nodes:
+        if "grid" in node.meta or any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+    before: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if "grid" in node.meta or any(user in before for user in node.users):
+            before.add(node)
+    between = [node for node in nodes if node in behind and node in before and _is_float(node)]
+    stayed = dict.fromkeys(str(node.meta.get("simulated", node.name)) for node in between)
+    named = [f"{name} ({reasons[name]})" for name in stayed if name in reasons] or list(stayed)
+    if named:
+        raise CompileError(
+            f"integers alone are asked for, and these operations stayed float: {', '.join(named)}; "
+            'choose integer forms in the recipe\'s operations, or requantization = "float"'
+        )
+    for node in nodes:
+        if "grid" not in node.meta or node.target is torch.ops.fxquant.quantize.default:
+            continue
+        for source in node.all_input_nodes:
+            if _is_float(source):
+                raise CompileError(
+                    f"integer graph: {node.name} reads the float tensor {source.name}, although "
+                    "integers alone were asked for"
+                )
+
+
+def _is_float(node: fx.Node) -> bool:
+    info = tensor_info(node)
+    return info is not None and info.dtype.is_floating_point

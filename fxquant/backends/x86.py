@@ -23,14 +23,20 @@ from fxquant.backends.x86_elementwise import (
     lower_pool,
     lower_quantize,
 )
+from fxquant.backends.x86_integers import (
+    lower_add_rescaled,
+    lower_rescale,
+    lower_softmax_table,
+)
 from fxquant.backends.x86_layers import (
     lower_conv,
-    lower_linear,
     lower_linear_dynamic,
     lower_recurrent,
     lower_weight,
 )
-from fxquant.backends.x86_lowering import Lower, Lowering
+from fxquant.backends.x86_linear import lower_activated_linear, lower_linear
+from fxquant.backends.x86_lowering import Lower, Lowering, first_of
+from fxquant.backends.x86_matmul import lower_matmul
 
 __all__ = ["lower_x86"]
 
@@ -39,11 +45,12 @@ OPS: Any = torch.ops.fxquant
 # Transposed convolutions are missing: only QNNPACK's kernel is exact, in one and two dimensions
 # and without groups, and it is many times slower than the others. The reference is no slower.
 LOWERINGS: dict[Any, Lower] = {
-    OPS.quantize.default: lower_quantize,
+    OPS.quantize.default: first_of(lower_activated_linear, lower_quantize),
     OPS.dequantize.default: lower_dequantize,
     OPS.dequantize_weight.default: lower_weight,
     OPS.conv.default: lower_conv,
     OPS.linear.default: lower_linear,
+    OPS.matmul.default: lower_matmul,
     OPS.add.default: lower_pair("add"),
     OPS.mul.default: lower_pair("mul"),
     OPS.channel_affine.default: lower_channel_affine,
@@ -58,6 +65,13 @@ LOWERINGS: dict[Any, Lower] = {
     **dict.fromkeys(ON_QUANTIZED, lower_movement),
 }
 
+WIDE: dict[Any, Lower] = {
+    OPS.rescale.default: lower_rescale,
+    OPS.add_rescaled.default: lower_add_rescaled,
+    OPS.softmax_table.default: lower_softmax_table,
+}
+"""Operators whose values may have more than 8 bits."""
+
 
 def lower_x86(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
     """The x86 graph of an integer graph, weights prepacked.
@@ -67,6 +81,6 @@ def lower_x86(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx
     that stands for an integer node has its name in ``meta["integer"]``.
     """
     rewritten = rewrite_for_x86(integer)
-    lowered = Lowering(rewritten, LOWERINGS, keep).lower()
+    lowered = Lowering(rewritten, LOWERINGS, WIDE, keep).lower()
     lowered.meta["rewritten"] = rewritten
     return lowered

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxquant.backends import x86_tables as tables
-from fxquant.backends.x86_lowering import Lower, Lowered, Lowering
+from fxquant.backends.x86_lowering import Lower, Lowered, Lowering, Plain
 from fxquant.kernels.calls import operator_arguments
 from fxquant.to_integer import Grid
 from passes import tensor_info
@@ -154,18 +154,19 @@ def lower_mean(lowering: Lowering, node: fx.Node, a: dict[str, Any], x: fx.Node)
 
 
 def lower_movement(lowering: Lowering, node: fx.Node) -> Lowered:
-    """Data movement on the integers themselves: the same call on quantized tensors."""
+    """Data movement on the integers themselves: the same call on whichever image there is."""
     if node.target not in ON_QUANTIZED and node.op == "call_function":
         return None
-    operands = {
-        source: lowering.quantized(source)
-        for source in node.all_input_nodes
-        if source in lowering.values
-    }
+    sources = [source for source in node.all_input_nodes if source in lowering.values]
+    plain = node.target not in _NEEDS_QUANTIZED and all(map(lowering.is_plain, sources))
+    image = lowering.plain if plain else lowering.quantized
+    operands = {source: image(source) for source in sources}
 
     def operand(source: fx.Node) -> fx.Node:
         return operands[source] if source in operands else lowering.others[source]
 
+    if plain:
+        return Plain(lowering.annotate(lowering.graph.node_copy(node, operand)))
     if node.target is torch.cat:
         grid: Grid = node.meta["grid"]
         tensors = fx.map_arg(node.args[0], operand)
@@ -179,3 +180,5 @@ ON_QUANTIZED: set[Any] = {
     torch.transpose, torch.unsqueeze, torch.squeeze, torch.chunk, torch.split, F.channel_shuffle,
     F.interpolate, operator.getitem,
 }  # fmt: skip
+# Interpolation of plain bytes rounds in its own way, and torch shuffles only quantized ones fast.
+_NEEDS_QUANTIZED: set[Any] = {F.interpolate, F.channel_shuffle}

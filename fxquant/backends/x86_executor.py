@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.backends import x86_kernels as kernels
+from fxquant.backends.x86_linear import RAW_LINEAR, raw_linear_in_trace
+from fxquant.backends.x86_matmul import product
 from passes import tensor_info
 from passes.infra.verify import flatten
 
@@ -29,6 +31,7 @@ _FEWEST_CALLS = 4
 _TRACED_AS: dict[Any, Any] = {
     kernels.conv_add: Q.conv2d_add.default,
     kernels.conv_add_relu: Q.conv2d_add_relu.default,
+    RAW_LINEAR: raw_linear_in_trace,
 }
 # Calls whose arguments are tensors and constants, and whose result depends on the batch size in
 # nothing but its shape.
@@ -43,6 +46,23 @@ _TRACEABLE: set[Any] = {
     F.max_pool2d,
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
+    F.layer_norm,
+    F.softmax,
+    F.gelu,
+    torch.add,
+    torch.mul,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.roll,
+    operator.getitem,
+    product,
+    kernels.add_rounded,
+    kernels.as_quantized,
+    kernels.centered,
+    kernels.coarser,
+    kernels.codes,
+    kernels.rounded,
 }
 _TRACEABLE_NAMESPACES = ("quantized", "aten")
 
@@ -101,7 +121,8 @@ def with_traced_stretches(
     if not stretches:
         return None
     of = {node: stretch for stretch in stretches for node in stretch}
-    values = _Recorder(graph_module, {n for node in of for n in node.all_input_nodes})
+    inputs = {n for node in of for n in node.all_input_nodes if n.op != "get_attr"}
+    values = _Recorder(graph_module, inputs)
     with torch.no_grad():
         values.run(*example)
     root, graph = nn.Module(), fx.Graph()
@@ -137,8 +158,8 @@ def _is_traceable(node: fx.Node) -> bool:
     if any(n.op != "get_attr" and tensor_info(n) is None for n in node.all_input_nodes):
         return False
     if node.op == "call_method":
-        return node.target == "dequantize"
-    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target in ("dequantize", "to")
+    if isinstance(node.target, torch._ops.OpOverload) and node.target not in _TRACED_AS:
         return node.target.namespace in _TRACEABLE_NAMESPACES
     return node.op == "call_function" and node.target in _TRACEABLE
 
@@ -153,12 +174,11 @@ def _call_traced(
 ) -> None:
     """One call instead of `stretch`, and in `new` what stands for its results."""
     inside = set(stretch)
-    inputs = dict.fromkeys(
-        n
-        for node in stretch
-        for n in node.all_input_nodes
-        if n not in inside and n.op != "get_attr"
-    )
+
+    def is_input(node: fx.Node) -> bool:
+        return node not in inside and (node.op != "get_attr" or _is_opaque(graph_module, node))
+
+    inputs = dict.fromkeys(n for node in stretch for n in node.all_input_nodes if is_input(n))
     outputs = [node for node in stretch if not inside.issuperset(node.users)]
     part, copies = fx.Graph(), {}
     for node in inputs:
@@ -172,10 +192,20 @@ def _call_traced(
     part.output(tuple(copies[node] for node in outputs))
     path = f"stretch_{len(root._modules)}"
     module = fx.GraphModule(graph_module, part)
-    root.add_module(path, _trace(module, tuple(values[node] for node in inputs)))
+    example = tuple(
+        getattr(graph_module, str(node.target)) if node.op == "get_attr" else values[node]
+        for node in inputs
+    )
+    root.add_module(path, _trace(module, example))
     call = graph.call_module(path, tuple(new[node] for node in inputs))
     for index, node in enumerate(outputs):
         new[node] = graph.call_function(operator.getitem, (call, index))
+
+
+def _is_opaque(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a constant is a tensor of oneDNN's own layout, which no trace can hold."""
+    value = getattr(graph_module, str(node.target))
+    return isinstance(value, Tensor) and value.is_mkldnn
 
 
 def _trace(module: fx.GraphModule, example: tuple[Any, ...]) -> Any:

@@ -2,7 +2,8 @@
 
 Measured on CPUs with AVX-512 VNNI (`benchmarks/kernels.py`):
 - convolutions are fastest and exact with oneDNN's packing; FBGEMM's depthwise kernel saturates;
-- linear layers are safe with FBGEMM's packing at any zero point;
+- linear layers are exact with FBGEMM's packing at any zero point, and fastest in the raw oneDNN
+  operator where there are enough products;
 - a oneDNN packed object remembers the first primitive that it ran, whatever operation that was,
   so every call site packs its own;
 - `conv2d_add*` look at the global engine when they run, the others at the packed object;
@@ -21,17 +22,19 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "add_rounded",
     "as_quantized",
+    "centered",
+    "coarser",
     "codes",
     "conv_add",
     "conv_add_relu",
-    "conv_float",
     "engine",
-    "linear_float",
     "onednn",
     "pack_conv",
     "pack_linear",
     "quantized_weight",
+    "rounded",
 ]
 
 
@@ -95,6 +98,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
         return torch.ops.quantized.linear_prepack(weight, bias)
 
 
+_SET = torch.ops.aten.set_.source_Tensor_storage_offset
 _get_engine = torch._C._get_qengine
 _set_engine = torch._C._set_qengine
 _ONEDNN = 3  # at::QEngine::ONEDNN
@@ -143,54 +147,12 @@ def conv_add_relu(
         )
 
 
-_QLINEAR = torch.ops.onednn.qlinear_pointwise.default
-_QCONV = torch.ops.onednn.qconv_pointwise.default
-
-
-def linear_float(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    """A linear layer whose int32 accumulators are written as float32."""
-    return _QLINEAR(  # type: ignore[no-any-return]
-        codes(x), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
-        1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
-
-
-def conv_float(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """A convolution whose int32 accumulators are written as float32."""
-    return _QCONV(  # type: ignore[no-any-return]
-        codes(x), x_scale, x_zero_point, packed, weight_scale, weight_zero_point, bias,
-        stride, padding, dilation, groups, 1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
-
-
 def codes(x: Tensor) -> Tensor:
     """The integers of a quint8 tensor, in its own memory: what `int_repr` copies, one by one.
 
     Nothing may write into either tensor while the other is needed.
     """
-    return torch.empty(0, dtype=torch.uint8).set_(
-        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
-    )
+    return _in_memory_of(x, torch.empty(0, dtype=torch.uint8))
 
 
 def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -198,4 +160,55 @@ def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
     empty = torch._empty_affine_quantized(
         [0], scale=scale, zero_point=zero_point, dtype=torch.quint8
     )
-    return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    return _in_memory_of(x, empty)
+
+
+def _in_memory_of(x: Tensor, empty: Tensor) -> Tensor:
+    """`empty` with the elements of `x`, which are of its size."""
+    if not torch.jit.is_tracing():
+        return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    # A storage cannot be traced, and strides become constants: only the number of elements stays.
+    if not x.is_contiguous() and x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous():
+        return _in_memory_of(x.permute(0, 2, 3, 1), empty).permute(0, 3, 1, 2)
+    flat = x.contiguous().view(-1)
+    return _SET(empty, flat, flat.storage_offset(), flat.shape, (1,)).view(x.shape)  # type: ignore[no-any-return]
+
+
+def centered(x: Tensor, zero_point: int) -> Tensor:
+    """``float32(q - z)`` of uint8 codes, in one vectorized pass, which `to` and `sub` are not."""
+    return as_quantized(x, 1.0, zero_point).dequantize()
+
+
+def rounded(real: Tensor, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
+    """Values in steps, which are written over, as codes of `dtype` in [low, high]."""
+    return real.round_().add_(zero_point).clamp_(low, high).to(dtype)
+
+
+def coarser(x: Tensor, steps: Tensor) -> Tensor:
+    """`x`, which is not written over, rounded to 8-bit multiples of each channel's step."""
+    return x.div(steps).round_().clamp_(-128, 127).mul_(steps)
+
+
+def add_rounded(
+    a: Tensor,
+    a_zero_point: int,
+    a_factor: float,
+    b: Tensor,
+    b_zero_point: int,
+    b_factor: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The sum of two tensors of codes, each times its factor and rounded on its own."""
+    left = _rounded_branch(a, a_zero_point, a_factor)
+    right = _rounded_branch(b, b_zero_point, b_factor)
+    return (left + right).add_(zero_point).clamp_(low, high).to(dtype)
+
+
+def _rounded_branch(x: Tensor, zero_point: int, factor: float) -> Tensor:
+    wide = x.to(torch.float64)
+    if zero_point:
+        wide.sub_(zero_point)
+    return wide.mul_(factor).round_()

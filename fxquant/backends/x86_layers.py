@@ -1,4 +1,4 @@
-"""Convolutions, linear and recurrent layers on torch's kernels, weights prepacked."""
+"""Convolutions and recurrent layers on torch's kernels, weights prepacked."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from fxquant.kernels.calls import operator_arguments
 from passes import tensor_info
 
 __all__ = [
+    "float_bias",
     "lower_conv",
-    "lower_linear",
     "lower_linear_dynamic",
     "lower_recurrent",
     "lower_weight",
+    "raw_conv",
 ]
 
 OPS: Any = torch.ops.fxquant
 Q: Any = torch.ops.quantized
+RAW_CONV: Any = torch.ops.onednn.qconv_pointwise.default
 
 
-def _float_bias(lowering: Lowering, a: dict[str, Any]) -> Tensor | None:
-    bias, scale = lowering.tensor(a["bias"]), lowering.tensor(a["weight_scale"])
-    if bias is None or scale is None:
-        return None
-    step: Tensor = scale.double() * a["x_scale"]
-    return (bias.double() * step).float()
+def float_bias(bias: Tensor | None, weight_scale: Tensor, x_scale: float) -> Tensor | None:
+    """A layer's integer bias in real numbers, as the kernels take it."""
+    return None if bias is None else (bias.double() * (weight_scale.double() * x_scale)).float()
 
 
 def lower_conv(lowering: Lowering, node: fx.Node) -> Lowered:
@@ -49,12 +48,10 @@ def lower_conv(lowering: Lowering, node: fx.Node) -> Lowered:
     if residual is not None and dimensions != 2:
         return None
     x = lowering.quantized(a["x"])
-    bias = _float_bias(lowering, a)
+    bias = float_bias(lowering.tensor(a["bias"]), scale, a["x_scale"])
     geometry = [list(a[key]) for key in ("stride", "padding", "dilation")]
     if to_float:
-        if dimensions == 1:
-            return None
-        return _conv_to_float(lowering, node, a, x, weight, scale, bias, geometry)
+        return raw_conv(lowering, node, a, scale, (1.0, 0, torch.float32))
     packed = kernels.pack_conv(
         kernels.quantized_weight(weight, scale, zero_point),
         bias,
@@ -86,17 +83,24 @@ def _is_needed_again(residual: fx.Node, node: fx.Node) -> bool:
     return views or residual is node.args[0] or any(node < reader for reader in readers)
 
 
-def _conv_to_float(
+def raw_conv(
     lowering: Lowering,
     node: fx.Node,
     a: dict[str, Any],
-    x: fx.Node,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    geometry: list[list[int]],
-) -> fx.Node:
-    scale = scale.expand(weight.shape[0]).contiguous()
+    weight_scale: Tensor,
+    output: tuple[float, int, torch.dtype],
+) -> fx.Node | None:
+    """oneDNN's operator on plain codes for the call `node` of a convolution.
+
+    `output` is the scale and zero point of codes, or 1 and 0 for floats, and the type. None where
+    the operator does not have the convolution.
+    """
+    weight = lowering.tensor(a["weight"])
+    assert weight is not None
+    if weight.dim() == 3:
+        return None
+    scale = weight_scale.expand(weight.shape[0]).contiguous()
+    geometry = [list(a[key]) for key in ("stride", "padding", "dilation")]
     packed = torch.ops.onednn.qconv_prepack(
         weight, scale, a["x_scale"], a["x_zero_point"], *geometry, a["groups"], None
     )
@@ -105,49 +109,12 @@ def _conv_to_float(
         lowering.attribute(f"{node.name}_{key}", value)
         for key, value in {"packed": packed, "scale": scale, "zeros": zeros}.items()
     ]
+    bias = float_bias(lowering.tensor(a["bias"]), scale, a["x_scale"])
     bias_node = None if bias is None else lowering.attribute(f"{node.name}_bias", bias)
     return lowering.emit(
-        kernels.conv_float, x, a["x_scale"], a["x_zero_point"], *constants, bias_node, *geometry,
-        a["groups"],
+        RAW_CONV, lowering.plain(a["x"]), a["x_scale"], a["x_zero_point"], *constants, bias_node,
+        *geometry, a["groups"], *output, "none", [], "",
     )  # fmt: skip
-
-
-def lower_linear(lowering: Lowering, node: fx.Node) -> Lowered:
-    """A linear layer; float32 accumulators where nothing quantizes its output."""
-    a = operator_arguments(node)
-    weight, scale = lowering.tensor(a["weight"]), lowering.tensor(a["weight_scale"])
-    assert weight is not None
-    assert scale is not None
-    zero_point = lowering.tensor(a["weight_zero_point"])
-    if a["residual"] is not None:
-        return None
-    bias = _float_bias(lowering, a)
-    if a["dtype"] == torch.float32:
-        if zero_point is not None:
-            return None
-        scale = scale.expand(weight.shape[0]).contiguous()
-        packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
-        constants = {
-            "packed": packed,
-            "scale": scale,
-            "zeros": torch.zeros(weight.shape[0], dtype=torch.long),
-        }
-        nodes = [
-            lowering.attribute(f"{node.name}_{key}", value) for key, value in constants.items()
-        ]
-        bias_node = None if bias is None else lowering.attribute(f"{node.name}_bias", bias)
-        x = lowering.quantized(a["x"])
-        return lowering.emit(
-            kernels.linear_float, x, a["x_scale"], a["x_zero_point"], *nodes, bias_node
-        )
-    packed = kernels.pack_linear(kernels.quantized_weight(weight, scale, zero_point), bias)
-    constant = lowering.attribute(f"{node.name}_packed", packed)
-    relu = a["qmin"] == a["zero_point"] > 0
-    target = Q.linear_relu.default if relu else Q.linear.default
-    lowered = lowering.emit(
-        target, lowering.quantized(a["x"]), constant, a["scale"], a["zero_point"]
-    )
-    return lowering.clamp(lowered, node, 0 if relu else a["qmin"], a["qmax"])
 
 
 def lower_weight(lowering: Lowering, node: fx.Node) -> Lowered:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxquant.backends import x86_kernels as kernels
 from fxquant.to_integer import Grid
 
-__all__ = ["Lower", "Lowered", "Lowering"]
+__all__ = ["Lower", "Lowered", "Lowering", "Plain", "first_of"]
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,37 @@ class _Value:
     plain: fx.Node | None
 
 
+@dataclass(frozen=True)
+class Plain:
+    """What a lowering returns for a node that yields plain integers, not a quantized tensor."""
+
+    node: fx.Node
+
+
 class Lowering:
     """The x86 graph under construction, and the image in it of each integer value.
 
-    `table` says how each operator is lowered; None, and every node named in `keep`, keeps the
-    reference operator.
+    `table` says how each operator is lowered where all its values have 8 bits, `wide` how where
+    they need not; None, and every node named in `keep`, keeps the reference operator.
     """
 
     def __init__(
-        self, integer: fx.GraphModule, table: Mapping[Any, Lower], keep: frozenset[str]
+        self,
+        integer: fx.GraphModule,
+        table: Mapping[Any, Lower],
+        wide: Mapping[Any, Lower],
+        keep: frozenset[str],
     ) -> None:
         self.source = integer
         self.table = table
+        self.wide = wide
         self.keep = keep
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
         self.others: dict[fx.Node, fx.Node] = {}
+        self.centered: dict[fx.Node, fx.Node] = {}
+        self.constants: dict[str, list[fx.Node]] = {}
         self.current: fx.Node = next(iter(integer.graph.nodes))
 
     def lower(self) -> fx.GraphModule:
@@ -88,6 +102,14 @@ class Lowering:
         node = self.graph.create_node("get_attr", name, (), {}, name=name)
         return self.annotate(node)
 
+    def shared(self, name: str, make: Callable[[], Mapping[str, Any]]) -> list[fx.Node]:
+        """Constants that several calls may read, made and named once: `name` and their keys."""
+        if name not in self.constants:
+            self.constants[name] = [
+                self.attribute(f"{name}_{key}", value) for key, value in make().items()
+            ]
+        return self.constants[name]
+
     def _free(self, name: str) -> str:
         # The constants of node a_b may be called as those of module a.b are.
         while hasattr(self.root, name):
@@ -107,7 +129,11 @@ class Lowering:
     def _get_attr(self, node: fx.Node) -> None:
         value = self.tensor(node)
         # Read lazily: what is packed must not be held a second time.
-        self.others[node] = self.attribute(node.name, value)
+        constant = self.attribute(node.name, value)
+        if "grid" in node.meta:
+            self.values[node] = _Value(None, constant)
+        else:
+            self.others[node] = constant
 
     def _copy(self, node: fx.Node) -> None:
         if node.op == "call_module":
@@ -144,7 +170,7 @@ class Lowering:
             assert value.plain is not None
             grid: Grid = node.meta["grid"]
             made = self.graph.call_function(kernels.as_quantized, (value.plain, *grid.input))
-            value = _Value(self.annotate(made), value.plain)
+            value = _Value(made, value.plain)
             self.values[node] = value
         assert value.quantized is not None
         return value.quantized
@@ -155,24 +181,29 @@ class Lowering:
         if value.plain is None:
             assert value.quantized is not None
             plain = self.graph.call_function(kernels.codes, (value.quantized,))
-            value = _Value(value.quantized, self.annotate(plain))
+            value = _Value(value.quantized, plain)
             self.values[node] = value
         assert value.plain is not None
         return value.plain
 
+    def is_plain(self, node: fx.Node) -> bool:
+        """Whether an integer value is at hand as a plain integer tensor alone."""
+        return self.values[node].quantized is None
+
     # -- nodes ---------------------------------------------------------------------------
 
     def _integer_node(self, node: fx.Node) -> None:
-        lowering = self.table.get(node.target)
         eight_bits = all(
             source.meta["grid"].dtype == torch.uint8
             for source in (node, *node.all_input_nodes)
             if "grid" in source.meta
         )
-        kept = lowering is None or not eight_bits or node.name in self.keep
-        lowered = None if kept or lowering is None else lowering(self, node)
+        lower = self.wide.get(node.target) or (self.table.get(node.target) if eight_bits else None)
+        lowered = None if lower is None or node.name in self.keep else lower(self, node)
         if lowered is None:
             self._keep_reference(node)
+        elif isinstance(lowered, Plain):
+            self.values[node] = _Value(None, lowered.node)
         elif "grid" in node.meta:
             self.values[node] = _Value(lowered, None)
         else:
@@ -190,17 +221,33 @@ class Lowering:
             self.others[node] = kept
 
     def clamp(self, lowered: fx.Node, node: fx.Node, qmin: int, qmax: int) -> fx.Node:
-        """Bounds that the 8-bit container does not already hold."""
+        """Bounds that the 8-bit container of a quantized tensor does not already hold."""
         grid: Grid = node.meta["grid"]
         if qmin <= 0 and qmax >= 255:
             return lowered
         low, high = ((code - grid.zero_point) * grid.scale for code in (qmin, qmax))
         return self.emit(torch.clamp, lowered, low, high)
 
+    def clamp_plain(self, lowered: fx.Node, qmin: int, qmax: int) -> Plain:
+        """The same of plain uint8 codes."""
+        if qmin <= 0 and qmax >= 255:
+            return Plain(lowered)
+        return Plain(self.emit(torch.clamp, lowered, qmin, qmax))
 
-Lowered = fx.Node | None
+
+Lowered = fx.Node | Plain | None
 Lower = Callable[[Lowering, fx.Node], Lowered]
 """How one operator is lowered; None where the kernels do not have it."""
+
+
+def first_of(*candidates: Lower) -> Lower:
+    """The first lowering that does not decline."""
+
+    def lower(lowering: Lowering, node: fx.Node) -> Lowered:
+        found = (candidate(lowering, node) for candidate in candidates)
+        return next((lowered for lowered in found if lowered is not None), None)
+
+    return lower
 
 
 def _is_operator(node: fx.Node) -> bool:

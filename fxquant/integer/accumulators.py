@@ -19,6 +19,11 @@ from fxquant.integer.rounding import (
     to_codes,
 )
 
+WIDE = 8
+"""How many times its elements a row counts in `in_chunks` where it has several buffers of 64 bits.
+
+They should stay in the processor's cache.
+"""
 # Float buffers of more than a few megabytes are mapped anew for every use, page by page.
 _ELEMENTS_AT_ONCE = 2**20
 

@@ -35,6 +35,17 @@ def input_range(dtype: torch.dtype, zero_point: int) -> tuple[int, int]:
     return min(info.min - zero_point, 0), max(info.max - zero_point, 0)
 
 
+def largest_operand(dtype: torch.dtype, zero_point: int) -> int:
+    """The largest ``|q − z|`` of any code of ``dtype``, or of the padding (0)."""
+    low, high = input_range(dtype, zero_point)
+    return max(-low, high)
+
+
+def accumulator_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The integer type of products of codes and their sums: int64 as soon as one has 16 bits."""
+    return torch.int64 if torch.int16 in dtypes else torch.int32
+
+
 def shifted_weight(
     weight: Tensor, zero_point: Tensor | None, *, transposed: bool = False, groups: int = 1
 ) -> Tensor:

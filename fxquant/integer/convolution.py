@@ -6,7 +6,7 @@ The zero point is subtracted first, so that torch's zero padding pads with the z
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxquant.integer.accumulators import Finish, check_call, in_chunks
 from fxquant.integer.bounds import checked_bound, shifted_weight, weight_reach
-from fxquant.integer.convolution_sums import Compute, Geometry, convolution_sums
+from fxquant.integer.convolution_sums import Compute, Geometry, WindowSums
 from fxquant.integer.rounding import channel_memory_format
 
 
@@ -48,15 +48,11 @@ def conv(
     """
     check_call("conv", x, dtype, residual)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    shifted = shifted_weight(weight, weight_zero_point)
-    bound = checked_bound("conv", x.dtype, x_zero_point, weight_reach(shifted), bias)
-    size = geometry.output_size(x.shape[2 - weight.dim() :], weight.shape[2:])
-    outputs = weight.shape[0] * math.prod(size)
-    compute, bias_left = convolution_sums(shifted, bound, bias, x, x_zero_point, geometry)
+    sums = WindowSums.of("conv", x, x_zero_point, weight, weight_zero_point, bias, geometry)
     finish = Finish(
         1 - weight.dim(),
-        bound,
-        bias_left,
+        sums.bound,
+        sums.bias_left,
         x_scale,
         weight_scale,
         scale,
@@ -67,7 +63,7 @@ def conv(
         residual_scale,
         residual_zero_point,
     )
-    return _over_samples(x, residual, weight.dim(), outputs, compute, finish)
+    return over_samples(x, residual, weight.dim(), sums.outputs, sums.compute, finish)
 
 
 def conv_transpose(
@@ -133,23 +129,23 @@ def conv_transpose(
         residual_zero_point,
     )
     spread = math.prod(stride) * math.prod(x.shape[2 - weight.dim() :])
-    return _over_samples(
+    return over_samples(
         x, residual, weight.dim(), groups * weight.shape[1] * spread, compute, finish
     )
 
 
-def _over_samples(
+def over_samples(
     x: Tensor,
     residual: Tensor | None,
     batched_rank: int,
     outputs: int,
     compute: Compute,
-    finish: Finish,
+    finish: Callable[[Tensor, Tensor | None], Tensor],
 ) -> Tensor:
-    """The codes of every sample, in the memory format of ``x``."""
+    """``finish(sums, residual)`` of every sample, in the memory format of ``x``."""
     if x.dim() < batched_rank:
         one = None if residual is None else residual.unsqueeze(0)
-        whole = _over_samples(x.unsqueeze(0), one, batched_rank, outputs, compute, finish)
+        whole = over_samples(x.unsqueeze(0), one, batched_rank, outputs, compute, finish)
         return whole.squeeze(0)
     layout = channel_memory_format(x)
     elements = max(outputs, math.prod(x.shape[1:]))

@@ -12,6 +12,7 @@ computes plain sums:
 from __future__ import annotations
 
 import itertools
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.integer.bounds import FLOAT32_LIMIT, INT32_LIMIT, Bound
+from fxquant.integer.bounds import (
+    FLOAT32_LIMIT,
+    INT32_LIMIT,
+    Bound,
+    checked_bound,
+    shifted_weight,
+    weight_reach,
+)
 from fxquant.integer.linear import exact_matmul_dtype
+from fxquant.integer.rounding import centered_as
 
 # Codes of some samples [n, C, ...] -> their exact sums.
 Compute = Callable[[Tensor], Tensor]
@@ -47,6 +56,38 @@ class Geometry:
                 size, kernel, self.stride, self.padding, self.dilation, strict=True
             )
         )
+
+
+@dataclass(frozen=True, eq=False)
+class WindowSums:
+    """``Σ (q_x − z_x)(q_w − z_w)`` over each window, in the fastest exact way.
+
+    ``compute`` may add the bias too; ``bias_left`` is the one that is still to be added.
+    ``outputs`` counts the sums of one sample.
+    """
+
+    compute: Compute
+    bound: Bound
+    bias_left: Tensor | None
+    outputs: int
+
+    @classmethod
+    def of(
+        cls,
+        operator: str,
+        x: Tensor,
+        x_zero_point: int,
+        weight: Tensor,
+        weight_zero_point: Tensor | None,
+        bias: Tensor | None,
+        geometry: Geometry,
+    ) -> WindowSums:
+        """Raises CompileError where an accumulator could leave its range."""
+        shifted = shifted_weight(weight, weight_zero_point)
+        bound = checked_bound(operator, x.dtype, x_zero_point, weight_reach(shifted), bias)
+        size = geometry.output_size(x.shape[2 - weight.dim() :], weight.shape[2:])
+        compute, bias_left = convolution_sums(shifted, bound, bias, x, x_zero_point, geometry)
+        return cls(compute, bound, bias_left, weight.shape[0] * math.prod(size))
 
 
 def convolution_sums(
@@ -80,7 +121,7 @@ def _by_matrix(weight: Tensor, x_zero_point: int, geometry: Geometry) -> Compute
 
     def compute(samples: Tensor) -> Tensor:
         taken = samples[pixels]
-        wide = _centered(taken, x_zero_point, weight.dtype).flatten(2)
+        wide = centered_as(taken, x_zero_point, weight.dtype).flatten(2)
         # Autocast would give the sums in bfloat16, rounded to 8 bits.
         with torch.autocast("cpu", enabled=False):
             sums = matrix @ wide
@@ -99,7 +140,7 @@ def _by_onednn(
     summand = None if bias is None else bias.to(torch.float32)
 
     def compute(samples: Tensor) -> Tensor:
-        wide = _centered(samples, x_zero_point, torch.float32)
+        wide = centered_as(samples, x_zero_point, torch.float32)
         sums: Tensor = torch.ops.aten.mkldnn_convolution.default(
             wide.unsqueeze(2) if flat else wide,
             kernel,
@@ -119,7 +160,7 @@ def _by_unfolding(weight: Tensor, x_zero_point: int, geometry: Geometry) -> Comp
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
 
     def compute(samples: Tensor) -> Tensor:
-        wide = _centered(samples.contiguous(), x_zero_point, torch.float64)
+        wide = centered_as(samples.contiguous(), x_zero_point, torch.float64)
         parts = [
             function(
                 sample,
@@ -144,7 +185,7 @@ def _by_taps(weight: Tensor, x_zero_point: int, geometry: Geometry) -> Compute:
     both_sides = [pad for pad in reversed(geometry.padding) for _ in range(2)]
 
     def compute(samples: Tensor) -> Tensor:
-        wide = F.pad(_centered(samples, x_zero_point, weight.dtype), both_sides)
+        wide = F.pad(centered_as(samples, x_zero_point, weight.dtype), both_sides)
         wide = wide.repeat_interleave(weight.shape[0] // samples.shape[1], dim=1)
         extents = geometry.output_size(samples.shape[2:], kernel)
         sums = wide.new_zeros((samples.shape[0], weight.shape[0], *extents))
@@ -160,8 +201,3 @@ def _by_taps(weight: Tensor, x_zero_point: int, geometry: Geometry) -> Compute:
         return sums
 
     return compute
-
-
-def _centered(codes: Tensor, zero_point: int, dtype: torch.dtype) -> Tensor:
-    wide = codes.to(dtype)
-    return wide.sub_(zero_point) if zero_point else wide

@@ -43,6 +43,12 @@ def centered(q: Tensor, zero_point: int) -> Tensor:
     return q.to(torch.float32).sub_(zero_point)
 
 
+def centered_as(q: Tensor, zero_point: int, dtype: torch.dtype) -> Tensor:
+    """``q − z`` in a wider type, which the caller knows to hold it: a new tensor."""
+    wide = q.to(dtype)
+    return wide.sub_(zero_point) if zero_point else wide
+
+
 def to_codes(real: Tensor, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
     """``clamp(round_half_even(real) + z, qmin, qmax)`` as ``dtype``; overwrites ``real``.
 

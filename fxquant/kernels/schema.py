@@ -6,17 +6,14 @@ devices on purpose: float64 convolutions elsewhere need not be plain sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fxquant import integer
-from fxquant.integer.pooling import window_numbers
-from fxquant.integer.rounding import channel_memory_format
+from fxquant.kernels import fakes
 
 NAMESPACE = "fxquant"
 
@@ -24,10 +21,13 @@ _X = "Tensor x, float x_scale, int x_zero_point"
 _WEIGHT = "Tensor weight, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias"
 _OUTPUT = "float scale, int zero_point, int qmin, int qmax, ScalarType dtype"
 _RESIDUAL = "Tensor? residual=None, float residual_scale=1.0, int residual_zero_point=0"
-_A_B = (
-    "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point, "
-    f"{_OUTPUT}"
-)
+_A_B = "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point"
+# Integers only: accumulators in, codes out.
+_CODES_X = "Tensor x, int x_zero_point"
+_CODES_A_B = "Tensor a, int a_zero_point, Tensor b, int b_zero_point"
+_INTEGER_WEIGHT = "Tensor weight, Tensor? weight_zero_point, Tensor? bias"
+_CODES = "int zero_point, int qmin, int qmax, ScalarType dtype"
+_NORM = "Tensor? bias, int dims"
 
 
 @dataclass(frozen=True)
@@ -45,174 +45,6 @@ class Operator:
     def name(self) -> str:
         """The name inside the namespace."""
         return self.schema.partition("(")[0]
-
-
-def _fake_conv(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-    shape = convolve(
-        *_float_shapes(x, weight), None, tuple(stride), tuple(padding), tuple(dilation), groups
-    ).shape
-    return _like_channels(x, weight.dim(), shape, dtype)
-
-
-def _fake_conv_transpose(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    output_padding: Sequence[int],
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
-    shape = convolve(
-        *_float_shapes(x, weight),
-        None,
-        tuple(stride),
-        tuple(padding),
-        tuple(output_padding),
-        groups,
-        tuple(dilation),
-    ).shape
-    return _like_channels(x, weight.dim(), shape, dtype)
-
-
-def _fake_linear(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
-
-
-def _fake_linear_dynamic(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-def _fake_lstm_dynamic(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, h = _fake_gru_dynamic(x, hx, weights, scales, biases, num_layers, bidirectional, batch_first)
-    return y, h, torch.empty_like(h)
-
-
-def _fake_gru_dynamic(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor]:
-    directions, hidden = 2 if bidirectional else 1, weights[1].shape[1]
-    y = x.new_empty((*x.shape[:2], directions * hidden))
-    return y, x.new_empty((num_layers * directions, x.shape[0 if batch_first else 1], hidden))
-
-
-def _fake_max_pool(
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> Tensor:
-    spatial = window_numbers(x, kernel_size, stride, padding, dilation, ceil_mode)
-    shape = (*x.shape[: x.dim() - len(spatial)], *spatial)
-    return _like_channels(x, x.dim(), shape, x.dtype)
-
-
-def _fake_avg_pool(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    dilation = (1,) * len(kernel_size)
-    return _fake_max_pool(x, kernel_size, stride, padding, dilation, ceil_mode).to(dtype)
-
-
-def _float_shapes(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Fake float tensors of the same shapes: torch has no integer convolution to ask."""
-    return (
-        x.new_empty(x.shape, dtype=torch.float32),
-        weight.new_empty(weight.shape, dtype=torch.float32),
-    )
-
-
-def _like_channels(
-    x: Tensor, batched_rank: int, shape: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    """An empty result, laid out as the implementation lays it out."""
-    batched = x.dim() == batched_rank
-    layout = channel_memory_format(x) if batched else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
 _CONV = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -238,26 +70,26 @@ OPERATORS: tuple[Operator, ...] = (
     Operator(
         f"conv({_X}, {_WEIGHT}, {_CONV}, {_OUTPUT}, {_RESIDUAL}) -> Tensor",
         integer.conv,
-        _fake_conv,
+        fakes.conv,
     ),
     Operator(
         f"conv_transpose({_X}, {_WEIGHT}, {_CONV_TRANSPOSE}, {_OUTPUT}, {_RESIDUAL}) -> Tensor",
         integer.conv_transpose,
-        _fake_conv_transpose,
+        fakes.conv_transpose,
     ),
     Operator(
         f"linear({_X}, {_WEIGHT}, {_OUTPUT}, {_RESIDUAL}) -> Tensor",
         integer.linear,
-        _fake_linear,
+        fakes.linear,
     ),
-    Operator(f"add({_A_B}) -> Tensor", integer.add),
-    Operator(f"mul({_A_B}) -> Tensor", integer.mul),
+    Operator(f"add({_A_B}, {_OUTPUT}) -> Tensor", integer.add),
+    Operator(f"mul({_A_B}, {_OUTPUT}) -> Tensor", integer.mul),
     Operator(
         f"channel_affine({_X}, Tensor weight, Tensor bias, {_OUTPUT}) -> Tensor",
         integer.channel_affine,
     ),
     Operator("lookup(Tensor x, Tensor table) -> Tensor", integer.lookup),
-    Operator(f"avg_pool({_X}, {_POOL}, {_OUTPUT}) -> Tensor", integer.avg_pool, _fake_avg_pool),
+    Operator(f"avg_pool({_X}, {_POOL}, {_OUTPUT}) -> Tensor", integer.avg_pool, fakes.avg_pool),
     Operator(
         f"adaptive_avg_pool({_X}, int[] output_size, {_OUTPUT}) -> Tensor",
         integer.adaptive_avg_pool,
@@ -266,21 +98,93 @@ OPERATORS: tuple[Operator, ...] = (
         "max_pool(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
         "bool ceil_mode) -> Tensor",
         integer.max_pool,
-        _fake_max_pool,
+        fakes.max_pool,
     ),
     Operator(f"mean({_X}, int[] dim, bool keepdim, {_OUTPUT}) -> Tensor", integer.mean),
     Operator(
         "linear_dynamic(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
         integer.linear_dynamic,
-        _fake_linear_dynamic,
+        fakes.linear_dynamic,
     ),
     Operator(
         f"lstm_dynamic({_RECURRENT}) -> (Tensor, Tensor, Tensor)",
         integer.lstm_dynamic,
-        _fake_lstm_dynamic,
+        fakes.lstm_dynamic,
     ),
     Operator(
-        f"gru_dynamic({_RECURRENT}) -> (Tensor, Tensor)", integer.gru_dynamic, _fake_gru_dynamic
+        f"gru_dynamic({_RECURRENT}) -> (Tensor, Tensor)", integer.gru_dynamic, fakes.gru_dynamic
+    ),
+    Operator(f"matmul({_A_B}, float alpha, {_OUTPUT}) -> Tensor", integer.matmul, fakes.matmul),
+    Operator(
+        f"linear_accumulate({_CODES_X}, {_INTEGER_WEIGHT}) -> Tensor",
+        integer.linear_accumulate,
+        fakes.linear_accumulate,
+    ),
+    Operator(
+        f"conv_accumulate({_CODES_X}, {_INTEGER_WEIGHT}, {_CONV}) -> Tensor",
+        integer.conv_accumulate,
+        fakes.conv_accumulate,
+    ),
+    Operator(
+        f"matmul_accumulate({_CODES_A_B}) -> Tensor",
+        integer.matmul_accumulate,
+        fakes.matmul_accumulate,
+    ),
+    Operator(f"mul_accumulate({_CODES_A_B}) -> Tensor", integer.mul_accumulate),
+    Operator(
+        f"sum_accumulate({_CODES_X}, int[] dim, bool keepdim) -> Tensor", integer.sum_accumulate
+    ),
+    Operator(
+        f"rescale({_CODES_X}, Tensor multiplier, Tensor shift, int axis, {_CODES}) -> Tensor",
+        integer.rescale,
+        fakes.rescale,
+    ),
+    Operator(
+        "add_rescaled(Tensor a, int a_zero_point, int a_multiplier, int a_shift, Tensor b, "
+        f"int b_zero_point, int b_multiplier, int b_shift, {_CODES}) -> Tensor",
+        integer.add_rescaled,
+        fakes.add_rescaled,
+    ),
+    Operator(
+        f"softmax_i_vit({_CODES_X}, int x0, int n, int bits, Tensor? mask) -> Tensor",
+        integer.softmax_i_vit,
+        fakes.softmax_i_vit,
+    ),
+    Operator(
+        "softmax_table(Tensor x, Tensor table, int numerator, int qmin, int qmax, "
+        "ScalarType dtype, Tensor? mask) -> Tensor",
+        integer.softmax_table,
+        fakes.softmax_table,
+    ),
+    Operator(
+        f"softmax_log2({_CODES_X}, int x0, int b, int c, int n, int bits, Tensor? mask) -> Tensor",
+        integer.softmax_log2,
+        fakes.softmax_log2,
+    ),
+    Operator(
+        f"gelu_i_vit({_CODES_X}, int x0, int n, int bits) -> Tensor",
+        integer.gelu_i_vit,
+        fakes.gelu_i_vit,
+    ),
+    Operator(
+        f"layer_norm_i_vit({_CODES_X}, {_NORM}) -> Tensor",
+        integer.layer_norm_i_vit,
+        fakes.layer_norm,
+    ),
+    Operator(
+        f"layer_norm_integer({_CODES_X}, {_NORM}) -> Tensor",
+        integer.layer_norm_integer,
+        fakes.layer_norm,
+    ),
+    Operator(
+        f"layer_norm_power_of_two({_CODES_X}, Tensor channel_shift, {_NORM}) -> Tensor",
+        integer.layer_norm_power_of_two,
+        fakes.layer_norm_power_of_two,
+    ),
+    Operator(
+        f"normalize_integer({_CODES_X}, int dim) -> Tensor",
+        integer.normalize_integer,
+        fakes.normalize_integer,
     ),
 )
 

@@ -23,12 +23,21 @@ class ActivationQuantizer(AffineQuantizer):
 
     `channelwise` gives a one-sided quantizer a scale for each channel (dimension 1): the
     channel's largest value, where that lies below the range found for the tensor as a whole.
+    `fixed` is a grid that what makes the value dictates: nothing is observed then.
     """
 
     operation = "quantize"
 
-    def __init__(self, spec: QuantSpec, name: str = "", *, channelwise: bool = False) -> None:
+    def __init__(
+        self,
+        spec: QuantSpec,
+        name: str = "",
+        *,
+        channelwise: bool = False,
+        fixed: QParams | None = None,
+    ) -> None:
         super().__init__()
+        self.fixed = fixed
         self.channelwise = channelwise
         self._channel_max: Tensor | None = None
         self.spec = spec
@@ -56,7 +65,7 @@ class ActivationQuantizer(AffineQuantizer):
         Raises:
             CalibrationError: nothing was observed, or the values do not fit the spec.
         """
-        self._qparams = self.observer.qparams()
+        self._qparams = self.fixed or self.observer.qparams()
         if self.channelwise and self.one_sided and self._channel_max is not None:
             self._qparams = _channelwise(self._qparams, self._channel_max)
             self._channel_max = None
@@ -66,7 +75,8 @@ class ActivationQuantizer(AffineQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Let x pass, observed or not, before `freeze`; quantize it afterwards."""
         if self.observing:
-            self.observer.update(x)
+            if self.fixed is None:
+                self.observer.update(x)
             if self.channelwise and self.one_sided and x.numel():
                 largest = x.detach().amax([0, *range(2, x.dim())])
                 seen = self._channel_max

@@ -8,11 +8,14 @@ from torch import fx
 from fxquant.operations import Kind
 from fxquant.plan import Plan
 from fxquant.quantizers import ActivationQuantizer
+from fxquant.simulated_forms import SimulatedForm
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
+from fxquant.to_integer.dyadic import DYADIC_EMITTERS
 from fxquant.to_integer.floats import activate, dynamic_operation, float_operation
+from fxquant.to_integer.forms import emit_form
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import activation_of, emit_layer
-from fxquant.to_integer.operations import EMITTERS, emit_movement
+from fxquant.to_integer.operations import EMITTERS, Emit, emit_matmul, emit_movement
 
 __all__ = ["to_integer"]
 
@@ -65,10 +68,14 @@ def _emit_behind(conversion: Conversion, node: fx.Node) -> None:
         qparams.dtype,
     )
     plan = conversion.plan
-    if value.op not in ("placeholder", "get_attr") and plan.runs_on_integers(value):
+    if value.op == "get_attr":
+        codes = qparams.quantize(conversion.tensor(value))
+        emitted = conversion.constant(f"{value.target}_codes", codes)
+        emitted.meta["grid"] = grid
+    elif value.op != "placeholder" and plan.runs_on_integers(value):
         conversion.current = value
         conversion.output_channels = channels
-        emitted = EMITTERS[plan.kinds[value.name]](conversion, value, grid)
+        emitted = _emitter(conversion, value)(conversion, value, grid)
         conversion.output_channels = None
     else:
         operands = (conversion.floats[value], *grid.output())
@@ -78,7 +85,20 @@ def _emit_behind(conversion: Conversion, node: fx.Node) -> None:
     conversion.integers[node] = Integers(emitted, grid, channels)
 
 
+def _emitter(conversion: Conversion, node: fx.Node) -> Emit:
+    if node.op == "call_module":
+        module = conversion.source.get_submodule(str(node.target))
+        if isinstance(module, SimulatedForm):
+            return emit_form
+    plan = conversion.plan
+    table = DYADIC_EMITTERS if plan.requantization == "dyadic" else EMITTERS
+    return table[plan.kinds[node.name]]
+
+
 def _float_out(conversion: Conversion, node: fx.Node) -> fx.Node:
-    """A layer that only float operations read: its accumulators are dequantized directly."""
-    y = emit_layer(conversion, node, (1.0, 0, 0, 0, torch.float32), None)
+    """What only float operations read: its accumulators are dequantized directly."""
+    to_float = (1.0, 0, 0, 0, torch.float32)
+    if conversion.plan.kinds[node.name] is Kind.MATMUL:
+        return emit_matmul(conversion, node, to_float, None)
+    y = emit_layer(conversion, node, to_float, None)
     return activate(conversion, y, activation_of(conversion.source, node))

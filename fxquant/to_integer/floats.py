@@ -84,9 +84,8 @@ def _float_layer(
     layer: Any = module.layer
     quantizer = module.weight_quantizer
     if isinstance(quantizer, WeightQuantizer):
-        weight, scale, zero_point = weight_constants(
-            conversion, path, layer, quantizer, quantizer.qparams
-        )
+        weight, zero_point = weight_constants(conversion, path, layer, quantizer, quantizer.qparams)
+        scale = conversion.constant(f"{path}.weight_scale", quantizer.qparams.scale)
         axis = quantizer.qparams.axis or 0
         dequantized = conversion.emit(
             OPS.dequantize_weight.default,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,50 +10,64 @@ from torch import Tensor, fx, nn
 
 from fxquant.quantizers import WeightQuantizer
 from fxquant.spec import QParams
-from fxquant.to_integer.conversion import OPS, Conversion
+from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from passes import FusedLayer
 
-__all__ = ["activation_of", "emit_layer", "weight_constants"]
+__all__ = [
+    "LayerIntegers",
+    "activation_of",
+    "emit_layer",
+    "geometry",
+    "layer_integers",
+    "output_bounds",
+    "weight_constants",
+]
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """What a layer computes with on integers.
+
+    `scale` is what the kernels are told about the weights, float32 [C] or [1]: their own scale
+    with the scales of single channels of the input and the output folded in.
+    """
+
+    layer: Any
+    x: Integers
+    weight: fx.Node
+    zero_point: fx.Node | None
+    bias: fx.Node | None
+    scale: Tensor
 
 
 def weight_constants(
-    conversion: Conversion,
-    path: str,
-    layer: Any,
-    quantizer: WeightQuantizer,
-    qparams: QParams,
-    output_scale: Tensor | None = None,
-) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-    """A layer's integer weight, its scale (or the one given instead), and its zero point.
+    conversion: Conversion, path: str, layer: Any, quantizer: WeightQuantizer, qparams: QParams
+) -> tuple[fx.Node, fx.Node | None]:
+    """A layer's integer weight and its zero point.
 
     `qparams` is the quantizer's grid, or a coarser one that a bias needs.
     """
     same = torch.equal(qparams.scale, quantizer.qparams.scale)
     codes = (quantizer if same else qparams).quantize(layer.weight.detach())
     weight = conversion.constant(f"{path}.weight", codes)
-    scale = conversion.constant(
-        f"{path}.weight_scale", qparams.scale if output_scale is None else output_scale
-    )
     zero_point = None
     if bool((qparams.zero_point != 0).any()):
         zero_point = conversion.constant(
             f"{path}.weight_zero_point", qparams.zero_point.to(torch.int32)
         )
-    return weight, scale, zero_point
+    return weight, zero_point
 
 
-def emit_layer(
-    conversion: Conversion, node: fx.Node, output: tuple[Any, ...], grid: Grid | None
-) -> fx.Node:
-    """A convolution or linear layer whose integer result is written as `output` says."""
+def layer_integers(conversion: Conversion, node: fx.Node, grid: Grid | None) -> LayerIntegers:
+    """The constants of the layer that `node` calls, whose result lies on `grid`."""
     path = str(node.target)
     module = conversion.source.get_submodule(path)
     assert isinstance(module, FusedLayer)
     quantizer = module.weight_quantizer
     assert isinstance(quantizer, WeightQuantizer)
     layer: Any = module.layer
-    x, *residual = (conversion.integers[source] for source in node.args)  # type: ignore[index]
+    x = conversion.integers[node.args[0]]  # type: ignore[index]
     # A scale a channel is folded into the weights' scales on both sides of the value.
     finer = torch.ones(1)
     if x.channels is not None:
@@ -63,35 +77,51 @@ def emit_layer(
     rescaled = per_channel = qparams.scale * finer
     if conversion.output_channels is not None and grid is not None:
         rescaled = per_channel * (grid.scale / conversion.output_channels)
-    weight, scale, zero_point = weight_constants(
-        conversion, path, layer, quantizer, qparams, rescaled
-    )
+    weight, zero_point = weight_constants(conversion, path, layer, quantizer, qparams)
     bias = None
     if layer.bias is not None:
         step = x.grid.scale * per_channel.double()
         rounded = (layer.bias.detach().double() / step).round()
         bias = conversion.constant(f"{path}.bias", rounded.to(torch.int32))
+    return LayerIntegers(layer, x, weight, zero_point, bias, rescaled)
+
+
+def emit_layer(
+    conversion: Conversion, node: fx.Node, output: tuple[Any, ...], grid: Grid | None
+) -> fx.Node:
+    """A convolution or linear layer whose integer result is written as `output` says."""
+    found = layer_integers(conversion, node, grid)
+    layer, x = found.layer, found.x
+    residual = [conversion.integers[source] for source in node.args[1:]]  # type: ignore[index]
+    scale = conversion.constant(f"{node.target}.weight_scale", found.scale)
+    common = (x.node, *x.grid.input, found.weight, scale, found.zero_point, found.bias)
     extra = tuple(item for value in residual for item in (value.node, *value.grid.input))
     if isinstance(layer, nn.Linear):
-        args = (x.node, *x.grid.input, weight, scale, zero_point, bias, *output, *extra)
-        return conversion.emit(OPS.linear.default, args, grid)
-    geometry = (
-        list(layer.stride),
-        _padding(layer),
-        list(layer.dilation),
-        layer.groups,
-    )
-    common = (x.node, *x.grid.input, weight, scale, zero_point, bias, *geometry)
+        return conversion.emit(OPS.linear.default, (*common, *output, *extra), grid)
+    common = (*common, *geometry(layer))
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         args = (*common, list(layer.output_padding), *output, *extra)
         return conversion.emit(OPS.conv_transpose.default, args, grid)
     return conversion.emit(OPS.conv.default, (*common, *output, *extra), grid)
 
 
+def geometry(layer: Any) -> tuple[Any, ...]:
+    """A convolution's stride, padding, dilation and groups as operators take them."""
+    return list(layer.stride), _padding(layer), list(layer.dilation), layer.groups
+
+
 def activation_of(root: nn.Module, node: fx.Node) -> str:
     """The activation that is fused into the layer that `node` calls."""
     module = root.get_submodule(str(node.target))
     return module.activation if isinstance(module, FusedLayer) else "none"
+
+
+def output_bounds(conversion: Conversion, node: fx.Node, grid: Grid) -> tuple[int, int]:
+    """The codes between which the activation that is fused into a layer keeps its result."""
+    activation = activation_of(conversion.source, node)
+    low = max(grid.qmin, grid.zero_point) if activation in ("relu", "relu6") else grid.qmin
+    high = min(grid.qmax, grid.code(6.0)) if activation == "relu6" else grid.qmax
+    return low, high
 
 
 def _room_for_bias(qparams: QParams, bias: Tensor | None, x_scale: Tensor) -> QParams:

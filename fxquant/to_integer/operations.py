@@ -13,10 +13,10 @@ from fxquant.integer import build_table
 from fxquant.operations import Kind, table_function
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
-from fxquant.to_integer.layers import activation_of, emit_layer
+from fxquant.to_integer.layers import emit_layer, output_bounds
 from passes import add_relu
 
-__all__ = ["EMITTERS", "emit_movement"]
+__all__ = ["EMITTERS", "Emit", "emit_matmul", "emit_movement", "emit_table"]
 
 
 def emit_movement(conversion: Conversion, node: fx.Node) -> None:
@@ -38,9 +38,7 @@ def emit_movement(conversion: Conversion, node: fx.Node) -> None:
             OPS.quantize.default, (conversion.annotate(repeated, None), *grid.output()), grid
         )
     else:
-        emitted = conversion.graph.create_node(
-            "call_function", target, args, kwargs, name=node.name
-        )
+        emitted = conversion.graph.create_node(node.op, target, args, kwargs, name=node.name)
         conversion.annotate(emitted, grid)
     conversion.integers[node] = Integers(emitted, grid)
 
@@ -64,10 +62,22 @@ def _emit_max_pool(
 
 
 def _emit_layer_on(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
-    activation = activation_of(conversion.source, node)
-    low = grid.zero_point if activation in ("relu", "relu6") else None
-    high = grid.code(6.0) if activation == "relu6" else None
-    return emit_layer(conversion, node, grid.output(low, high), grid)
+    bounds = output_bounds(conversion, node, grid)
+    return emit_layer(conversion, node, grid.output(*bounds), grid)
+
+
+def emit_matmul(
+    conversion: Conversion, node: fx.Node, output: tuple[Any, ...], grid: Grid | None
+) -> fx.Node:
+    """A product of two activations whose integer result is written as `output` says."""
+    a, b = (conversion.integers[cast(fx.Node, operand)] for operand in node.args)
+    alpha = float(node.kwargs.get("scale", 1.0))  # type: ignore[arg-type]
+    args = (a.node, *a.grid.input, b.node, *b.grid.input, alpha, *output)
+    return conversion.emit(OPS.matmul.default, args, grid)
+
+
+def _emit_matmul_on(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    return emit_matmul(conversion, node, grid.output(), grid)
 
 
 def _emit_affine(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
@@ -101,7 +111,8 @@ def _emit_pair(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     )
 
 
-def _emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+def emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    """A function of one 8-bit value as 256 entries."""
     x = conversion.integers[node.all_input_nodes[0]]
     name, function = table_function(node)
     if x.grid.dtype != torch.uint8 or grid.dtype != torch.uint8:
@@ -154,11 +165,15 @@ def _expand(value: Any, dimensions: int) -> list[Any]:
     return [value] * dimensions
 
 
-EMITTERS: dict[Kind, Callable[[Conversion, fx.Node, Grid], fx.Node]] = {
+Emit = Callable[[Conversion, fx.Node, Grid], fx.Node]
+"""Emits the operation of a simulated node on integers that lie on a grid."""
+
+EMITTERS: dict[Kind, Emit] = {
     Kind.LAYER: _emit_layer_on,
     Kind.AFFINE: _emit_affine,
     Kind.PAIR: _emit_pair,
-    Kind.TABLE: _emit_table,
+    Kind.MATMUL: _emit_matmul_on,
+    Kind.TABLE: emit_table,
     Kind.POOL: _emit_pool,
 }
 """How each kind writes the integers of a grid."""

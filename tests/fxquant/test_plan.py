@@ -73,7 +73,7 @@ def test_movement_that_only_floats_read_stays_float() -> None:
     model = module(lambda self, x: F.softmax(self.a(x).flatten(1), 1), a=conv())
     plan = planned(model)
     assert plan.reasons["flatten"] == "its consumers are float"
-    assert plan.reasons["softmax"] == "softmax has no integer form"
+    assert plan.reasons["softmax"] == "the recipe keeps softmax in float"
 
 
 def test_what_reads_a_float_stays_float() -> None:

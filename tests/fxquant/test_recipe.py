@@ -161,7 +161,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     [
         ({"fusion": "some"}, 'fusion must be "all", "blocks" or "none", got \'some\''),
         ({"fold_batch_norm": 1}, "fold_batch_norm must be true or false, got 1"),
-        ({"requantization": "dyadic"}, "does not exist yet"),
+        ({"requantization": "dyadic", "dynamic": True}, "dyadic.* is static"),
         ({"input_bits": 4}, 'input_bits must be 8, 16 or "float", got 4'),
         ({"equalize": "yes"}, "equalize must be true or false, got 'yes'"),
         ({"float": "fc"}, "float must be a list of texts, got 'fc'"),

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxquant.kernels
+from fxquant import integer
 from fxquant.kernels import OPERATORS, Operator, schema
 
 OPS: Any = torch.ops.fxquant
@@ -22,6 +23,8 @@ SCALE = torch.tensor([0.01, 0.02, 0.03, 0.04])
 BIAS = torch.tensor([1, -2, 300, 4], dtype=torch.int32)
 ROWS = WEIGHT.flatten(1)[:, :6].contiguous()
 GEOMETRY: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1])
+GRID: tuple[Any, ...] = (100, 0, 255, torch.uint8)
+MULTIPLIER, SHIFT = torch.tensor([2**30, -5, 2**31 - 1, 7]), torch.tensor([37, 2, 38, 0])
 POOL: tuple[Any, ...] = ([3, 3], [2, 2], [1, 1], True, False, None)
 
 CALLS: list[tuple[str, tuple[Any, ...]]] = [
@@ -49,6 +52,26 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
                       True, True)),
     ("gru_dynamic", (X.float()[:, :, 0], [torch.ones(1, 4, 1)], [ROWS[:3], ROWS[:3, :1]],
                      [SCALE[:3]] * 2, [], 1, False, False)),
+    ("matmul", (X, *XQ, X.transpose(2, 3), 0.1, 9, 0.5, *OUT)),
+    ("matmul", (X, *XQ, ROWS.t(), 0.1, 9, 0.5, 1.0, 0, 0, 0, torch.float32)),
+    ("linear_accumulate", (X, 7, ROWS, None, BIAS)),
+    ("conv_accumulate", (LAST, 7, WEIGHT, None, BIAS, *GEOMETRY, 1)),
+    ("conv_accumulate", (X.short(), 7, DEPTHWISE, None, None, *GEOMETRY, 4)),
+    ("matmul_accumulate", (X, 7, X.short().transpose(2, 3), 9)),
+    ("mul_accumulate", (LAST, 7, X[:, :, :1, :1], 9)),
+    ("sum_accumulate", (X, 7, [2, 3], False)),
+    ("rescale", (LAST, 7, MULTIPLIER, SHIFT, 1, *GRID)),
+    ("rescale", (X.long() << 44, 7, MULTIPLIER[:1], SHIFT[:1], -1, *GRID)),
+    ("add_rescaled", (LAST, 7, 2**30, 30, LAST, 9, 2**30, 31, *GRID)),
+    ("add_rescaled", (X[:, :1], 7, 2**30, 30, LAST, 9, 2**30, 31, *GRID)),
+    ("softmax_i_vit", (LAST, 7, -16, 15, 8, None)),
+    ("softmax_table", (X, integer.exp_table(0.1), 65280, 0, 255, torch.uint8, X[:1] > 9)),
+    ("softmax_log2", (X, 7, -12, 43, 714, 30, 4, X > 9)),
+    ("gelu_i_vit", (X, 7, -10, 23, 8)),
+    ("layer_norm_i_vit", (LAST, 7, None, 2)),
+    ("layer_norm_integer", (X, 7, torch.arange(6), 1)),
+    ("layer_norm_power_of_two", (X, 7, torch.arange(6), torch.arange(6), 1)),
+    ("normalize_integer", (LAST, 7, 1)),
 ]  # fmt: skip
 
 
