@@ -24,12 +24,15 @@ class CalibrationSet:
 
     `source` is a tensor, a DataLoader, or an iterable of tensors or of tuples (whose items
     beyond the inputs that `model` needs are labels and are ignored). One-shot iterators are
-    read once; `first` peeks at the first batch without losing it.
+    read once, or kept in memory where `sweeps` says that they are read again; `first` peeks at
+    the first batch without losing it.
 
     Raises CalibrationError for empty data and for batches that are no tensors.
     """
 
-    def __init__(self, source: Any, *, model: nn.Module, images: int | None = None) -> None:
+    def __init__(
+        self, source: Any, *, model: nn.Module, images: int | None = None, sweeps: int = 1
+    ) -> None:
         if isinstance(source, (Mapping, str, bytes)):
             raise CalibrationError(
                 f"calibration is a {type(source).__name__}: give an iterable of tensors or of "
@@ -42,10 +45,12 @@ class CalibrationSet:
                 f"calibration is a {type(source).__name__}, which cannot be iterated: give an "
                 "iterable of tensors or of tuples of tensors, a DataLoader, or a tensor"
             )
-        self._source = source
         self._inputs, _ = count_inputs(model)
         self._inputs = max(1, self._inputs)
         self._images = images
+        if sweeps > 1 and iter(source) is source:
+            source = list(self._batches(iter(source)))
+        self._source = source
         self._one_shot = iter(source) is source
         iterator = self._batches(iter(source))
         try:

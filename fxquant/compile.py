@@ -36,6 +36,7 @@ from fxquant.quantizers import ActivationQuantizer
 from fxquant.recipe import Recipe
 from fxquant.report import Report, format_diff
 from fxquant.simulated_forms import link_forms, simulated_forms
+from fxquant.split_outliers import split_outlier_channels
 from fxquant.stages import check_integer_graph, check_integers_only
 from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
 from fxquant.to_integer import to_integer
@@ -251,6 +252,8 @@ def _joins_linear(node: fx.Node) -> bool:
 def _migrate(fused: fx.GraphModule, recipe: Recipe, data: CalibrationSet) -> list[str]:
     """Move what 8 bits for a tensor cannot hold from the activations into the weights."""
     notes: list[str] = []
+    if recipe.split_outliers:
+        notes += split_outlier_channels(fused, data, ratio=float(recipe.split_outliers))
     if recipe.smooth_quant:
         notes += smooth_quant(fused, data, alpha=float(recipe.smooth_quant))
     if recipe.reparameterize:
@@ -290,7 +293,13 @@ def _open(model: nn.Module, recipe: Recipe, calibration: Any) -> CalibrationSet:
             preprocessing=recipe.calibration.preset,
             batch_size=recipe.calibration.batch_size,
         )
-    return CalibrationSet(source, model=model, images=recipe.calibration.images or None)
+    rewrites = (recipe.split_outliers, recipe.smooth_quant, recipe.reparameterize)
+    return CalibrationSet(
+        source,
+        model=model,
+        images=recipe.calibration.images or None,
+        sweeps=1 + sum(bool(value) for value in rewrites),
+    )
 
 
 def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:

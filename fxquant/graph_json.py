@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
 from fxquant.functional_forms import pair
+from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
-from passes import add_relu
+from passes import add_relu, masked_softmax, scaled_matmul
 
 __all__ = ["GraphFormatError", "decode_graph", "encode_graph"]
 
@@ -235,12 +236,11 @@ def _names() -> dict[Any, str]:
             names.setdefault(function, f"functional.{name}")
     for name in _OPERATORS:
         names[getattr(operator, name)] = f"operator.{name}"
-    for packet in ("quantize", "dequantize", "dequantize_weight", "conv", "conv_transpose",
-                   "linear", "add", "mul", "channel_affine", "lookup", "requantize", "avg_pool",
-                   "adaptive_avg_pool", "mean", "max_pool", "linear_dynamic", "lstm_dynamic",
-                   "gru_dynamic"):  # fmt: skip
-        names[getattr(torch.ops.fxquant, packet).default] = f"fxquant.{packet}"
+    for op in OPERATORS:
+        names[getattr(torch.ops.fxquant, op.name).default] = f"fxquant.{op.name}"
     names[add_relu] = "fxquant.add_relu_float"
+    names[masked_softmax] = "fxquant.masked_softmax_float"
+    names[scaled_matmul] = "fxquant.scaled_matmul_float"
     names[pair] = "fxquant.pair"
     swin = torchvision.models.swin_transformer
     for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):

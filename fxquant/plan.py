@@ -9,7 +9,7 @@ The plan changes nothing. It says
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -179,14 +179,17 @@ class _Planner:
             elif kept := self._kept_by_operation(node):
                 self.reasons[node] = f"the recipe keeps {kept} in float"
             elif operation.kind not in _QUANTIZES_OPERANDS:
-                floats = [
-                    source
-                    for source in self._operands(node)
-                    # The integers of a constant are made when the model is compiled.
-                    if source.op != "get_attr" and not self._integer(source)
-                ]
+                floats = [s for s in self._operands(node) if not self._may_be_integer(s, node)]
                 if floats:
                     self.reasons[node] = f"its operand {floats[0].name} is float"
+
+    def _may_be_integer(self, source: fx.Node, node: fx.Node) -> bool:
+        """Whether an operation that only adds or moves can have integers of its operand."""
+        # The integers of a constant are made when the model is compiled. Those of an input are
+        # worth a quantizer where its residual stream begins with it.
+        stream = source.op == "placeholder" and node in self.stream.additions
+        alone = source.op == "placeholder" and self.recipe.requantization == "dyadic"
+        return source.op == "get_attr" or stream or alone or self._integer(source)
 
     def _kept_by_operation(self, node: fx.Node) -> str:
         """What the recipe's table of operations keeps in float; else the form is noted."""
@@ -338,6 +341,9 @@ class _Planner:
         if node.op == "placeholder":
             return self.recipe.spec_for_network_input()
         spec = self._activation_spec(node)
+        if node.op == "get_attr" and spec is not None:
+            # There is nothing to estimate: a constant's range is what it is.
+            return replace(spec, observer="min_max", options=())
         if spec is not None:
             return spec
         # What makes the value stays float: the value is as its readers want it.

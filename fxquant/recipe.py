@@ -62,6 +62,8 @@ class Recipe:
             the linear layers that read it (RepQ-ViT).
         smooth_quant: the share of the activations' range that moves into the weights of the
             layers behind a LayerNorm (SmoothQuant's alpha); 0: none.
+        split_outliers: compute a few hidden channels of an MLP apart where the others' range is
+            this many times smaller without them; 0: never.
         start_at: a module path or glob: what runs before it stays float. ``""``: everything.
         float: selectors of modules that stay float; see `Selector.parse`.
         quantize_output: quantize the model's outputs too.
@@ -82,6 +84,7 @@ class Recipe:
     bias_correction: bool = False
     reparameterize: bool = False
     smooth_quant: float | int = 0.0
+    split_outliers: float | int = 0.0
     start_at: str = ""
     float: tuple[str, ...] = ()
     quantize_output: bool = False

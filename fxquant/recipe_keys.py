@@ -125,6 +125,7 @@ RECIPE_KEYS: Keys = {
     "bias_correction": _boolean,
     "reparameterize": _boolean,
     "smooth_quant": _number(0.0, 1.0),
+    "split_outliers": _number(0.0, 1e6),
     "start_at": _text,
     "float": _texts,
     "quantize_output": _boolean,

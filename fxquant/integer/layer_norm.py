@@ -59,8 +59,8 @@ def layer_norm_i_vit(x: Tensor, x_zero_point: int, bias: Tensor | None, dims: in
 
     ``I = q − z``, ``μ = round_half_even(mean)``, ``y = I − μ``, ``v = Σy²``; from k = 2^16 ten
     times ``k = ⌊(k + ⌊v/k⌋)/2⌋``; ``F = ⌊(2^31 − 1)/k⌋``; ``⌊y · F / 2⌋`` of scale √N / 2^30. Ten
-    steps do not converge for v below about 2^13, and F has few bits left where v is large. k is
-    never below 64: v = 0 halves it ten times. ``bias`` is int64 of the normalized shape. Source:
+    steps converge for v between about 2^15 and 2^47, and F has few bits left where v is large. k
+    is never below 64: v = 0 halves it ten times. ``bias`` is int64 of the normalized shape. Source:
     Li and Gu, ICCV 2023.
     """
     check_codes("layer_norm_i_vit", x)

@@ -32,7 +32,7 @@ _OUTPUTS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 def dyadic(ratio: float) -> tuple[int, int]:
     """``(m, e)`` with ``ratio ≈ m / 2^e``: ``m = ⌊f · 2^31 + ½⌋``, ``e = 31 − E``.
 
-    ``ratio = f · 2^E`` with f in [0.5, 1), so ``|m|`` has 31 bits and the relative error is below
+    ``ratio = f · 2^E`` with f in [0.5, 1), so ``|m|`` has 31 bits and the relative error is at most
     2^-31. A negative ratio is the negated pair of its magnitude. A ratio below 2^-31 would need
     ``e > 62``: it has ``e = 62`` and fewer bits, or is 0. Raises CompileError from 2^31 on, and for
     what is no number.
@@ -83,6 +83,11 @@ def rescale(
     _check_output("rescale", zero_point, qmin, qmax, dtype)
     largest = _largest_input("rescale", x, x_zero_point)
     channels = max(multiplier.numel(), shift.numel())
+    if channels != 1 and not {multiplier.numel(), shift.numel()} <= {1, x.shape[axis]}:
+        raise CompileError(
+            f"fxquant.rescale: {multiplier.numel()} multipliers and {shift.numel()} shifts along "
+            f"dimension {axis} of {list(x.shape)}"
+        )
 
     def compute(part: Tensor, dimension: int) -> Tensor:
         factor = _Factor.of("rescale", multiplier, shift, part.dim(), dimension)

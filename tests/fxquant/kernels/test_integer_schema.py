@@ -136,3 +136,23 @@ def test_shapes_propagate_with_a_symbolic_batch() -> None:
     assert result.dtype == torch.uint8
     assert result.shape[1] == 4
     assert not isinstance(result.shape[0], int), "the batch size must stay symbolic"
+
+
+def test_attention_shapes_propagate_with_a_symbolic_batch() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        scores = OPS.matmul(x, *XQ, x.transpose(-1, -2), *XQ, 0.5, *OUT)
+        shares = OPS.softmax_i_vit(scores, 100, -16, 15, 8, None)
+        sums = OPS.matmul_accumulate(shares, 0, x, 7)
+        y = OPS.rescale(sums, 0, MULTIPLIER[:1], SHIFT[:1], -1, *GRID)
+        y = OPS.add_rescaled(y, 100, 2**30, 31, x, 7, 2**30, 31, *GRID)
+        y = OPS.layer_norm_integer(y, 100, None, 1)
+        return OPS.rescale(y, 0, MULTIPLIER[:1], SHIFT[:1], -1, *GRID)
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    x = mode.from_tensor(X, static_shapes=False)
+    with mode:
+        result = forward(x)
+    assert result.dtype == torch.uint8
+    assert not isinstance(result.shape[0], int), "the batch size must stay symbolic"
