@@ -17,6 +17,7 @@ if not hasattr(passes, "InsertQuantDequant"):
 
 from fxquant.benchmark import benchmark
 from fxquant.compare import compare
+from fxquant.compare_ops import compare_ops
 from fxquant.compile import compile, load
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "compare",
+    "compare_ops",
     "compile",
     "evaluate",
     "load",

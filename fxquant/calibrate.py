@@ -77,7 +77,7 @@ class CalibrationSet:
     def batches(self) -> int | None:
         """The number of batches, where the source can tell."""
         try:
-            return len(self._source)  # type: ignore[arg-type]
+            return len(self._source)
         except TypeError:
             return None
 

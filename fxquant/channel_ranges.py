@@ -37,6 +37,7 @@ class ChannelRanges:
         self._high: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._images: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self._sample: dict[str, Tensor] = {}
         self._generator = torch.Generator().manual_seed(_SEED)
         self._seen: dict[str, int] = {}
@@ -82,6 +83,10 @@ class ChannelRanges:
         low, high = self._sums[path] / self._images[path]
         return low.float(), high.float()
 
+    def rows(self, path: str) -> int:
+        """How many rows [C] of the output were seen."""
+        return self._counts[path]
+
     def sample(self, path: str) -> Tensor:
         """Rows of the output, float32 [R, C], at most as many as were asked for."""
         return self._sample[path]
@@ -103,6 +108,7 @@ class ChannelRanges:
                 sums = sums + self._sums[path]
             self._low[path], self._high[path], self._sums[path] = low, high, sums
             self._images[path] = self._images.get(path, 0) + len(images)
+            self._counts[path] = self._counts.get(path, 0) + images.shape[0] * images.shape[1]
             if self._rows:
                 self._keep(path, images.flatten(0, 1))
 

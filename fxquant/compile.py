@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact import load_artifact
-from fxquant.backends import TARGETS, lower_checked
+from fxquant.backends import TARGETS
 from fxquant.calibrate import CalibrationSet, calibrate
 from fxquant.compiled import CompiledModel
 from fxquant.correct_bias import InputMeans, correct_bias
@@ -28,6 +28,7 @@ from fxquant.errors import (
     TargetError,
     nearest,
 )
+from fxquant.finish import lower_simulated
 from fxquant.migrate import reparameterize, smooth_quant
 from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
@@ -37,9 +38,7 @@ from fxquant.recipe import Recipe
 from fxquant.report import Report, format_diff
 from fxquant.simulated_forms import link_forms, simulated_forms
 from fxquant.split_outliers import split_outlier_channels
-from fxquant.stages import check_integer_graph, check_integers_only
 from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
-from fxquant.to_integer import to_integer
 from fxquant.trace import trace
 from passes import (
     AssignOneSided,
@@ -63,7 +62,6 @@ from passes import (
     add_relu,
     copy_sharing_tensors,
 )
-from passes.infra.verify import run_and_annotate
 
 __all__ = ["compile", "load"]
 
@@ -160,15 +158,10 @@ def compile(
     if recipe.bias_correction:
         notes += correct_bias(simulated, means)
 
-    integer = stages["integer"] = to_integer(simulated, plan)
-    run_and_annotate(integer, probe, name="integer graph")
-    check_integer_graph(integer)
-    if recipe.requantization == "dyadic":
-        check_integers_only(integer, plan.reasons)
-    lowered = lower_checked(integer, target, probe)
+    stages["integer"], lowered = lower_simulated(simulated, plan, target, probe)
     stages[target] = lowered.graph_module
     if dump is not None:
-        dump_stage(Path(dump), "integer", integer)
+        dump_stage(Path(dump), "integer", stages["integer"])
         dump_stage(Path(dump), target, stages[target])
     if verbose or diff_passes:
         _print_diffs(records, diff_passes)
@@ -183,7 +176,7 @@ def compile(
         notes=(*saturation_notes, *recurrent_notes, *notes),
         target_notes=lowered.notes,
         float_size_bytes=tensor_bytes(float_graph),
-        size_bytes=tensor_bytes(integer),
+        size_bytes=tensor_bytes(stages["integer"]),
         target_check=check_summary(lowered.check),
         passes=tuple(records),
     )

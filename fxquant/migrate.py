@@ -87,6 +87,7 @@ def reparameterize(
     *,
     extremes: Extremes = "all",
     bits: int = 8,
+    fewest: int = 512,
 ) -> list[str]:
     """Scale reparameterization (RepQ-ViT: Li et al., ICCV 2023, section 3.2); returns the notes.
 
@@ -103,13 +104,16 @@ def reparameterize(
         data: tuples of the graph's arguments, read once.
         extremes: which extremes the grids of the channels span.
         bits: of the grids.
+        fewest: what was seen in fewer rows keeps its one grid: the range of a channel would be
+            too narrow for what comes later.
 
     Raises CalibrationError for the data.
     """
     places = [place for place in find_migrations(fused) if place.kind == "norm"]
     ranges = _ranges(fused, data, places)
+    seen = [place for place in places if ranges.rows(place.producer) >= fewest]
     shifted = 0
-    for place in places:
+    for place in seen:
         low, high = (bound.double() for bound in ranges.range(place.producer, extremes))
         if place.shiftable:
             scale = _floored((high - low) / (2**bits - 1))
@@ -121,7 +125,11 @@ def reparameterize(
         else:
             scale = _floored(torch.maximum(-low, high))
             apply_migration(fused, place, scale / scale.mean())
-    return [f"scale reparameterization: {len(places)} places, {shifted} of them with a shift"]
+    notes = [f"scale reparameterization: {len(seen)} places, {shifted} of them with a shift"]
+    if len(seen) < len(places):
+        names = ", ".join(place.producer for place in places if place not in seen)
+        notes.append(f"no scale reparameterization of {names}: seen in fewer than {fewest} rows")
+    return notes
 
 
 def _floored(scale: Tensor) -> Tensor:

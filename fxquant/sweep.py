@@ -1,14 +1,12 @@
 """Tables of a post-training study: one model, many settings of a recipe, one row each.
 
-The settings are data: see `STUDIES`. Changes are those of `Recipe.replace`.
+The settings are data: see `fxquant.studies`. Changes are those of `Recipe.replace`.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tabulate import tabulate
@@ -19,93 +17,9 @@ import fxquant
 from fxquant.benchmark import Machine, benchmark
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
+from fxquant.studies import COLUMNS, STUDIES
 
 LATENCY_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of a study: the changes to the recipe, and the share of the calibration images."""
-
-    name: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    calibration_share: float = 1.0
-
-
-FUSION = tuple(Setting(fusion, {"fusion": fusion}) for fusion in ("none", "blocks", "all"))
-
-WEIGHT_OBSERVERS: dict[str, dict[str, Any]] = {
-    "abs-max": {"weights.observer": "abs_max"},
-    "min-max": {"weights.observer": "min_max"},
-    "histogram": {"weights.observer": "histogram"},
-    "p-norm 2.4": {"weights.observer": "p_norm_2.4"},
-    "MSE": {"weights.observer": "mse"},
-}
-OBSERVERS = tuple(
-    Setting(
-        f"{name} x histogram{', reduce_range' if reduce_range else ''}",
-        {
-            **changes,
-            "activations.observer": "histogram",
-            "activations.reduce_range": reduce_range,
-        },
-    )
-    for name, changes in WEIGHT_OBSERVERS.items()
-    for reduce_range in (False, True)
-)
-
-CALIBRATION_SIZE = tuple(
-    Setting(f"{percentage} %", calibration_share=percentage / 100)
-    for percentage in range(10, 101, 10)
-)
-
-SCHEMES: dict[str, dict[str, Any]] = {
-    "abs-max": {"weights.observer": "abs_max"},
-    # With a symmetric grid, min-max would be abs-max once more.
-    "min-max": {"weights.observer": "min_max", "weights.scheme": "affine"},
-    "p-norm 2.0": {"weights.observer": "p_norm_2.0"},
-    "p-norm 2.4": {"weights.observer": "p_norm_2.4"},
-    "MSE": {"weights.observer": "mse"},
-}
-WEIGHT_SCHEMES = tuple(
-    Setting(
-        f"W{bits}A32, {'BN folded' if folded else 'BN unfolded'}, {granularity}, {scheme}",
-        {
-            **changes,
-            "weights.bits": bits,
-            "weights.granularity": f"per_{'tensor' if granularity == 'layer' else 'channel'}",
-            "activations.bits": "float",
-            "fold_batch_norm": folded,
-        },
-    )
-    for bits, folded, granularity, (scheme, changes) in itertools.product(
-        (8, 4), (True, False), ("layer", "channel"), SCHEMES.items()
-    )
-)
-
-
-def start_points(model: nn.Module) -> tuple[Setting, ...]:
-    """Quantization of everything, then from each stage on.
-
-    Stages are the children that are called layer1, layer2, …; in a model that has none, four
-    children evenly spaced over the longest sequence.
-    """
-    stages = [name for name, _ in model.named_children() if re.fullmatch(r"layer\d+", name)]
-    if not stages:
-        path, longest = max(model.named_modules(), key=lambda named: len(list(named[1].children())))
-        names = [f"{path}.{name}".lstrip(".") for name, _ in longest.named_children()]
-        spaced = (position * len(names) // 5 for position in range(1, 5))
-        stages = [names[position] for position in dict.fromkeys(spaced)]
-    return (Setting("all", {"start_at": ""}), *(Setting(at, {"start_at": at}) for at in stages))
-
-
-STUDIES: dict[str, Callable[[nn.Module], tuple[Setting, ...]]] = {
-    "fusion": lambda model: FUSION,
-    "observers": lambda model: OBSERVERS,
-    "start_at": start_points,
-    "calibration_size": lambda model: CALIBRATION_SIZE,
-    "weight_schemes": lambda model: WEIGHT_SCHEMES,
-}
 
 
 @dataclass(frozen=True)
@@ -135,19 +49,27 @@ class Row:
         evaluation = None if self.evaluation is None else self.evaluation.to_json()
         return asdict(self) | {"changes": dict(self.changes), "evaluation": evaluation}
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as text: name, loss, top-1, agreement, SQNR, size, latency."""
+    def cells(self, keys: Iterable[str] = ()) -> tuple[str, ...]:
+        """The row as text: name, changes by `keys`, then the figures as `Sweep` prints them."""
         if self.evaluation is None:
             return (self.name, self.error)
+        reference = self.evaluation.reference or self.evaluation
         return (
             self.name,
+            *(self._change(key) for key in keys),
             "-" if self.evaluation.loss is None else f"{self.evaluation.loss:.4f}",
+            percent(reference.top1),
             percent(self.evaluation.top1),
             percent(self.evaluation.agreement),
             decibels(self.evaluation.sqnr_db),
             "-" if self.size_bytes is None else f"{self.size_bytes / 1e6:.3f} MB",
             "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
         )
+
+    def _change(self, key: str) -> str:
+        value = str(self.changes.get(key, "float"))
+        bits = self.changes.get(f"{key}_bits") if value == "i-vit" else None
+        return f"{value} {bits}" if bits else value
 
 
 @dataclass(frozen=True)
@@ -168,12 +90,13 @@ class Sweep:
         }
 
     def __str__(self) -> str:
-        headers = (self.study, "loss", "top-1", "agreement", "SQNR", "size", "latency")
+        columns = COLUMNS.get(self.study, {})
+        figures = ("loss", "float top-1", "top-1", "agreement", "SQNR", "size", "latency")
         table = tabulate(
-            [row.cells() for row in self.rows if row.evaluation],
-            headers=headers,
+            [row.cells(columns.values()) for row in self.rows if row.evaluation],
+            headers=(self.study, *columns, *figures),
             disable_numparse=True,
-            colalign=("left", *["right"] * 6),
+            colalign=("left", *["right"] * (len(columns) + len(figures))),
         )
         failures = [f"{row.name}: {row.error}" for row in self.rows if row.error]
         about = f"recipe {self.recipe}, target {self.target}; {self.machine}"

@@ -14,7 +14,7 @@ from fxquant import recipes
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.data import ImageBatches
-from fxquant.errors import ArtifactError, DataError, InputError
+from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
 from fxquant.evaluate import collect_logits, evaluate, logits_of
 from passes.infra.listing import to_text
 
@@ -93,13 +93,29 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     options.add_recipe(parser)
     options.add_calibration(parser)
     options.add_evaluation(parser)
+    group = parser.add_argument_group("operations")
+    group.add_argument(
+        "--ops",
+        action="store_true",
+        help="replace one softmax, GELU, LayerNorm or residual form at a time, on all the images",
+    )
+    group.add_argument(
+        "--worst", type=int, default=10, metavar="N", help="single values shown; default 10"
+    )
+    group.add_argument(
+        "--value-images",
+        type=options.positive,
+        default=16,
+        metavar="N",
+        help="images that single values are measured on; default 16",
+    )
     options.add_common(parser)
 
 
 def run_compare(arguments: argparse.Namespace) -> Outcome:
-    """Compile, and compare each layer with float on one batch.
+    """Compile, and compare each layer with float on one batch; or each operation on all.
 
-    The batch comes from ``--evaluate``, or is the first one of the calibration images.
+    The images come from ``--evaluate``, or are those of the calibration.
     """
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
@@ -107,6 +123,19 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
     batches = options.open_evaluation(arguments) if arguments.evaluate else calibration
     if batches is None:
         raise DataError("there are no images to compare on; add --calibration DIR")
+    if arguments.ops:
+        if calibration is None and not recipe.calibration.source:
+            raise CalibrationError("every form is calibrated; add --calibration DIR")
+        costs = fxquant.compare_ops(
+            model,
+            recipe,
+            batches,
+            calibration=calibration,
+            worst=max(0, arguments.worst),
+            value_images=arguments.value_images,
+            progress=not arguments.quiet,
+        )
+        return Outcome(str(costs), {"model": arguments.model} | costs.to_json())
     compiled = fxquant.compile(
         model,
         recipe,

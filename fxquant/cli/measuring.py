@@ -14,7 +14,8 @@ from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.evaluate import evaluate
 from fxquant.models import load_model
 from fxquant.quickstart.run import quickstart
-from fxquant.sweep import STUDIES, sweep
+from fxquant.studies import STUDIES
+from fxquant.sweep import sweep
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from fxquant.cli import main
 from fxquant.models import load_model
-from fxquant.sweep import FUSION, STUDIES
+from fxquant.studies import FUSION, STUDIES
 
 NETWORK = """
 import torch
@@ -155,6 +155,13 @@ def test_compare_shows_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "layer1" in capsys.readouterr().out
 
 
+def test_compare_ops_replaces_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--worst", "2", "--value-images", "3")
+    data = run_json(capsys, "compare", MODEL, *CALIBRATION, "--ops", "--evaluate", "images", *few)
+    assert (data["images"], data["value_images"]) == (12, 3)
+    assert [row["group"] for row in data["rows"]].count("value") == 2
+
+
 def test_sweep_prints_float_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +202,7 @@ def test_a_failed_check_exits_with_1(
         (("evaluate", "w.safetensors", "images", *PIXELS), "w.safetensors"),
         (("inspect", "images/00.png"), "00.png"),
         (("sweep", "fusion", MODEL, "--evaluate", "images"), "add --calibration DIR"),
+        (("compare", MODEL, "--ops", "--evaluate", "images", *PIXELS), "add --calibration DIR"),
     ],
 )
 def test_wrong_use_is_one_line_and_exits_with_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +144,7 @@ REWRITES: dict[str, Callable[..., list[str]]] = {
     "smooth quant": lambda graph, data: smooth_quant(graph, data, values=True),
     "smooth quant, centred": lambda graph, data: smooth_quant(graph, data, 0.8, center=True),
     "smooth quant, searched": lambda graph, data: smooth_quant(graph, data, "auto"),
-    "reparameterization": reparameterize,
+    "reparameterization": functools.partial(reparameterize, fewest=1),
 }
 
 
@@ -201,11 +202,20 @@ def test_reparameterized_channels_have_one_grid() -> None:
     s = (high - low) / 255
     z = -low / s
     codes = model.norm(x).detach().double() / s + z
-    reparameterize(graph_module, [(x,)])
+    reparameterize(graph_module, [(x,)], fewest=1)
     changed: Any = graph_module.get_submodule("norm")
     found = changed(x).detach().double() / s.mean() + z.mean()
     assert torch.allclose(found, codes, atol=255 * 2**-18)
     assert channel_spread(graph_module, x) < 1 + 1e-4
+
+
+def test_what_was_seen_in_few_rows_keeps_its_grid() -> None:
+    graph_module = fused(mlp())
+    x = tokens()
+    before = channel_spread(graph_module, x)
+    notes = reparameterize(graph_module, [(x,)])
+    assert notes[-1] == "no scale reparameterization of norm: seen in fewer than 512 rows"
+    assert channel_spread(graph_module, x) == before
 
 
 def test_the_model_keeps_its_weights() -> None:

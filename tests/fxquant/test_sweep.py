@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.errors import RecipeError
-from fxquant.sweep import CALIBRATION_SIZE, STUDIES, start_points, sweep
+from fxquant.studies import CALIBRATION_SIZE, STUDIES, VIT, Setting, start_points
+from fxquant.sweep import sweep
 
 
 class Staged(nn.Module):
@@ -46,6 +47,7 @@ def run(study: str, recipe: str = "w8a8", **options: object) -> fxquant.sweep.Sw
         ("start_at", 3),
         ("calibration_size", 10),
         ("weight_schemes", 40),
+        ("vit", 22),
     ],
 )
 def test_studies_have_the_rows_of_the_study(study: str, rows: int) -> None:
@@ -101,7 +103,7 @@ def test_calibration_takes_the_share_of_the_images(monkeypatch: pytest.MonkeyPat
 
 def test_a_setting_that_fails_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     points = start_points(Staged())
-    wrong = fxquant.sweep.Setting("layer9", {"start_at": "layer9"})
+    wrong = Setting("layer9", {"start_at": "layer9"})
     monkeypatch.setitem(STUDIES, "start_at", lambda model: (points[0], wrong))
     result = run("start_at")
     assert "layer9" in result.rows[-1].error
@@ -109,6 +111,34 @@ def test_a_setting_that_fails_says_why_in_its_row(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(STUDIES, "start_at", lambda model: (wrong,))
     with pytest.raises(RecipeError):
         run("start_at")
+
+
+def test_the_vit_study_shows_what_it_varies_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("W4A8", "W8A8 I-ViT")
+    kept = tuple(setting for setting in VIT if setting.name in names)
+    monkeypatch.setitem(STUDIES, "vit", lambda model: kept)
+    result = run("vit", recipe="vit_w8a8")
+    assert not any(row.error for row in result.rows)
+    header, _, _, w4a8, i_vit = (line.split() for line in str(result).splitlines()[:5])
+    assert header[1:7] == ["weights", "activations", "softmax", "GELU", "LayerNorm", "residual"]
+    assert w4a8[1:7] == ["4", "8", "float", "float", "float", "float"]
+    assert i_vit[2:9] == ["8", "8", "i-vit", "8", "i-vit", "i-vit", "16"]
+
+
+def test_every_row_has_the_float_top1_beside_its_own() -> None:
+    header, _, *rows = str(run("fusion")).splitlines()
+    assert "float top-1" in header
+    shares = [row.split("%")[0].split()[-1] for row in rows[:4]]
+    assert len(set(shares)) == 1
+
+
+def test_integers_of_i_vit_are_exchanged_one_at_a_time() -> None:
+    rows = {setting.name: setting.changes for setting in VIT}
+    exchanged = rows["W4A8 I-ViT, residual in 8 bits"]
+    assert {k: v for k, v in exchanged.items() if rows["W4A8 I-ViT"][k] != v} == {
+        "operations.residual": 8
+    }
+    assert all(changes["requantization"] == "dyadic" for n, changes in rows.items() if "I-ViT" in n)
 
 
 def test_an_unknown_study_is_an_error() -> None:
