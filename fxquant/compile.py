@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
 from fxquant.quantize_weights import weight_quantizers
 from fxquant.quantizers import ActivationQuantizer
-from fxquant.recipe import Recipe
+from fxquant.recipe import Recipe, Selector
+from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report import Report, format_diff
 from fxquant.simulated_forms import link_forms, simulated_forms
 from fxquant.split_outliers import split_outlier_channels
@@ -76,6 +77,9 @@ def compile(
     diff_passes: Sequence[str] = (),
     dump: str | Path | None = None,
     progress: bool = False,
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> CompiledModel:
     """Quantize a float model and lower it to a target's kernels.
 
@@ -86,6 +90,10 @@ def compile(
 
     `verbose` prints the diff of every pass that changed something, `diff_passes` of the named
     ones; `dump` is a folder for every stage as text, JSON and DOT; `progress` shows bars.
+
+    Where the recipe learns roundings: `device` computes them; `checkpoint` is a file that is
+    written after each block, behind whose blocks `resume` goes on, to the same bits. Under
+    torchrun every process computes its share of the images and returns the same model.
 
     Raises ModelError and TraceError for the model, RecipeError for the recipe, CalibrationError
     for the data, TargetError for the target, CompileError where a pass broke its contract.
@@ -148,15 +156,20 @@ def compile(
     )
     link_forms(simulated)
     means = InputMeans(simulated)
-    with means.collecting() if recipe.bias_correction else nullcontext():
+    # A rounding that looks at the outputs leaves their means where they are.
+    corrects_bias = recipe.bias_correction and recipe.reconstruction.method == "none"
+    with means.collecting() if corrects_bias else nullcontext():
         calibrate(
             simulated,
-            data if sites or recipe.bias_correction else [],
+            data if sites or corrects_bias else [],
             batches=data.batches,
             progress=progress,
         )
-    if recipe.bias_correction:
+    if corrects_bias:
         notes += correct_bias(simulated, means)
+    notes += _round_weights(
+        stages, recipe, data, device=device, checkpoint=checkpoint, resume=resume, progress=progress
+    )
 
     stages["integer"], lowered = lower_simulated(simulated, plan, target, probe)
     stages[target] = lowered.graph_module
@@ -254,6 +267,43 @@ def _migrate(fused: fx.GraphModule, recipe: Recipe, data: CalibrationSet) -> lis
     return notes
 
 
+def _round_weights(
+    stages: Mapping[str, fx.GraphModule],
+    recipe: Recipe,
+    data: CalibrationSet,
+    *,
+    device: str,
+    checkpoint: str | Path | None,
+    resume: bool,
+    progress: bool,
+) -> list[str]:
+    """Something better than nearest rounding, where the recipe asks for it."""
+    settings = recipe.reconstruction
+    if settings.method == "none":
+        return []
+    if settings.method == "gptq":
+        return gptq(
+            stages["simulated"],
+            data,
+            damping=settings.damping,
+            memory_gib=settings.memory_gib,
+            progress=progress,
+        )
+    selectors = [Selector.parse(text) for text in settings.blocks]
+    return reconstruct(
+        stages["simulated"],
+        stages["fused"],
+        data,
+        settings,
+        blocks=[selector.matches for selector in selectors],
+        float_graph=stages["float"],
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        resume=resume,
+        device=device,
+        progress=progress,
+    )
+
+
 def _run(
     stage: str, graph: fx.GraphModule, steps: Sequence[Pass], probe: tuple[Any, ...]
 ) -> list[PassRecord]:
@@ -286,7 +336,8 @@ def _open(model: nn.Module, recipe: Recipe, calibration: Any) -> CalibrationSet:
             preprocessing=recipe.calibration.preset,
             batch_size=recipe.calibration.batch_size,
         )
-    rewrites = (recipe.split_outliers, recipe.smooth_quant, recipe.reparameterize)
+    learns = recipe.reconstruction.method != "none"
+    rewrites = (recipe.split_outliers, recipe.smooth_quant, recipe.reparameterize, learns)
     return CalibrationSet(
         source,
         model=model,

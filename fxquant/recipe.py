@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from fxquant import recipe_keys
 from fxquant.errors import RecipeError, nearest
 from fxquant.recipe_keys import check_keys, join, unknown_key
+from fxquant.recipe_reconstruction import PUBLISHED, RECONSTRUCTION_KEYS, ReconstructionRecipe
 from fxquant.recipe_tables import (
     ActivationRecipe,
     CalibrationRecipe,
@@ -32,6 +34,7 @@ __all__ = [
     "OperationRecipe",
     "Override",
     "Recipe",
+    "ReconstructionRecipe",
     "Selector",
     "WeightRecipe",
 ]
@@ -41,6 +44,7 @@ _TABLES: dict[str, tuple[Any, recipe_keys.Keys]] = {
     "weights": (WeightRecipe, recipe_keys.WEIGHT_KEYS),
     "activations": (ActivationRecipe, recipe_keys.ACTIVATION_KEYS),
     "operations": (OperationRecipe, recipe_keys.OPERATION_KEYS),
+    "reconstruction": (ReconstructionRecipe, RECONSTRUCTION_KEYS),
     "calibration": (CalibrationRecipe, recipe_keys.CALIBRATION_KEYS),
 }
 
@@ -69,7 +73,7 @@ class Recipe:
         quantize_output: quantize the model's outputs too.
         dynamic: quantize the inputs of linear and recurrent layers at run time, nothing else.
         input_bits: 8, 16 or ``"float"`` for the model's inputs.
-        weights, activations, operations, calibration: their tables.
+        weights, activations, operations, reconstruction, calibration: their tables.
         overrides: per-module changes; later ones win.
 
     Raises:
@@ -93,6 +97,7 @@ class Recipe:
     weights: WeightRecipe = field(default_factory=WeightRecipe)
     activations: ActivationRecipe = field(default_factory=ActivationRecipe)
     operations: OperationRecipe = field(default_factory=OperationRecipe)
+    reconstruction: ReconstructionRecipe = field(default_factory=ReconstructionRecipe)
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     overrides: tuple[Override, ...] = ()
 
@@ -122,23 +127,43 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A recipe that comes with fxquant; `fxquant.recipes.names` lists them.
+        """A recipe that comes with fxquant; `fxquant.recipes.names` lists the files.
+
+        Others follow from their names: ``w3a32``, ``w2a4_head_stem8``, ``w4a4_first_last8`` are
+        the file of the same form with other bits; a method of rounding at the end, as in
+        ``w4a8_adaround``, sets `reconstruction.method`, and without one it is nearest.
 
         Raises:
             RecipeError: there is none of this name; says the nearest.
         """
-        folder = resources.files("fxquant") / "recipes"
-        known = sorted(
-            entry.name.removesuffix(".toml")
-            for entry in folder.iterdir()
-            if entry.name.endswith(".toml")
-        )
-        if name not in known:
+        base, method = name, ""
+        for ending in ("gptq", *PUBLISHED):
+            if name.endswith(f"_{ending}"):
+                base, method = name.removesuffix(f"_{ending}"), ending
+        recipe = cls._from_file_or_grammar(base)
+        if recipe is None:
+            known = _file_names()
             raise RecipeError(
                 f"unknown recipe {name!r}: known are {', '.join(known)}{nearest(name, known)}"
             )
-        text = (folder / f"{name}.toml").read_text(encoding="utf-8")
-        return cls.from_dict({"name": name, **tomllib.loads(text)})
+        changes = {"reconstruction.method": method} if method else {}
+        return replace(recipe.replace(changes), name=name)
+
+    @classmethod
+    def _from_file_or_grammar(cls, name: str) -> Recipe | None:
+        known = _file_names()
+        bits: dict[str, Any] = {}
+        file = name
+        form = re.fullmatch(r"w([2-8])a([2-8]|16|32)(|_head_stem8|_first_last8)", name)
+        if name not in known and form is not None:
+            floats = form[2] == "32"
+            bits = {"weights.bits": int(form[1])}
+            bits |= {} if floats else {"activations.bits": int(form[2])}
+            file = f"w4a4{form[3]}" if form[3] else "w4a32" if floats else "w4a8"
+        if file not in known:
+            return None
+        text = (resources.files("fxquant") / "recipes" / f"{file}.toml").read_text("utf-8")
+        return cls.from_dict({"name": name, **tomllib.loads(text)}).replace(bits)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -184,6 +209,7 @@ class Recipe:
         table["float"] = list(self.float)
         for name in _TABLES:
             table[name] = plain(getattr(self, name))
+        table["reconstruction"]["blocks"] = list(self.reconstruction.blocks)
         table["overrides"] = [override.to_dict() for override in self.overrides]
         return table
 
@@ -332,6 +358,12 @@ class Recipe:
             Selector.parse(text).check(f"float[{index}]", names, types)
         for index, override in enumerate(self.overrides):
             override.selector.check(f"overrides[{index}]", names, types)
+
+
+def _file_names() -> list[str]:
+    folder = resources.files("fxquant") / "recipes"
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def _flatten(changes: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:

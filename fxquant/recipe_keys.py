@@ -134,6 +134,7 @@ RECIPE_KEYS: Keys = {
     "weights": _table,
     "activations": _table,
     "operations": _table,
+    "reconstruction": _table,
     "calibration": _table,
     "overrides": _tables,
 }

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.backends import x86_kernels as kernels
-from fxquant.backends.x86_linear import RAW_LINEAR, raw_linear_in_trace
+from fxquant.backends import x86_scripted as scripted
+from fxquant.backends.x86_linear import RAW_LINEAR
 from fxquant.backends.x86_matmul import product
 from passes import tensor_info
 from passes.infra.verify import flatten
@@ -27,11 +28,15 @@ __all__ = ["Executor", "with_traced_stretches"]
 Q: Any = torch.ops.quantized
 # Shorter stretches gain less than their own call costs.
 _FEWEST_CALLS = 4
-# What is called for the functions that set the engine, which the whole run does instead.
+# What is called for the functions that set the engine, which the whole run does instead, and for
+# those that a trace cannot hold.
 _TRACED_AS: dict[Any, Any] = {
     kernels.conv_add: Q.conv2d_add.default,
     kernels.conv_add_relu: Q.conv2d_add_relu.default,
-    RAW_LINEAR: raw_linear_in_trace,
+    RAW_LINEAR: scripted.raw_linear,
+    kernels.as_quantized: scripted.as_quantized,
+    kernels.centered: scripted.centered,
+    kernels.codes: scripted.codes,
 }
 # Calls whose arguments are tensors and constants, and whose result depends on the batch size in
 # nothing but its shape.
@@ -58,10 +63,7 @@ _TRACEABLE: set[Any] = {
     operator.getitem,
     product,
     kernels.add_rounded,
-    kernels.as_quantized,
-    kernels.centered,
     kernels.coarser,
-    kernels.codes,
     kernels.rounded,
 }
 _TRACEABLE_NAMESPACES = ("quantized", "aten")

@@ -98,7 +98,6 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
         return torch.ops.quantized.linear_prepack(weight, bias)
 
 
-_SET = torch.ops.aten.set_.source_Tensor_storage_offset
 _get_engine = torch._C._get_qengine
 _set_engine = torch._C._set_qengine
 _ONEDNN = 3  # at::QEngine::ONEDNN
@@ -152,7 +151,9 @@ def codes(x: Tensor) -> Tensor:
 
     Nothing may write into either tensor while the other is needed.
     """
-    return _in_memory_of(x, torch.empty(0, dtype=torch.uint8))
+    return torch.empty(0, dtype=torch.uint8).set_(
+        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+    )
 
 
 def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -160,18 +161,7 @@ def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
     empty = torch._empty_affine_quantized(
         [0], scale=scale, zero_point=zero_point, dtype=torch.quint8
     )
-    return _in_memory_of(x, empty)
-
-
-def _in_memory_of(x: Tensor, empty: Tensor) -> Tensor:
-    """`empty` with the elements of `x`, which are of its size."""
-    if not torch.jit.is_tracing():
-        return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
-    # A storage cannot be traced, and strides become constants: only the number of elements stays.
-    if not x.is_contiguous() and x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous():
-        return _in_memory_of(x.permute(0, 2, 3, 1), empty).permute(0, 3, 1, 2)
-    flat = x.contiguous().view(-1)
-    return _SET(empty, flat, flat.storage_offset(), flat.shape, (1,)).view(x.shape)  # type: ignore[no-any-return]
+    return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 def centered(x: Tensor, zero_point: int) -> Tensor:

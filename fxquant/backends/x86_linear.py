@@ -7,7 +7,6 @@ accumulators, and is three times as fast where there is enough to multiply.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from fxquant.backends.x86_lowering import Lowered, Lowering
 from fxquant.kernels.calls import operator_arguments
 from passes import tensor_info
 
-__all__ = ["lower_activated_linear", "lower_linear", "raw_linear", "raw_linear_in_trace"]
+__all__ = ["lower_activated_linear", "lower_linear", "raw_linear"]
 
 OPS: Any = torch.ops.fxquant
 Q: Any = torch.ops.quantized
@@ -135,31 +134,3 @@ def _products(node: fx.Node, weight: Tensor) -> int:
     info = tensor_info(node)
     rows = 1 if info is None else math.prod(info.shape[:-1])
     return rows * weight.numel()
-
-
-def raw_linear_in_trace(*arguments: Any) -> Tensor:
-    """The raw operator as a trace can hold it, which its list of optional numbers keeps it from."""
-    *operands, output_dtype, post_operation, _, algorithm = arguments
-    number = _TYPE_NUMBERS[output_dtype]
-    return _scripted()(*operands, number, post_operation, algorithm)  # type: ignore[no-any-return]
-
-
-# As TorchScript, which has no value for a type, writes them.
-_TYPE_NUMBERS = {torch.uint8: 0, torch.float32: 6}
-_SOURCE = """
-def raw_linear(
-    x: Tensor, x_scale: float, x_zero_point: int, weight: Tensor, weight_scale: Tensor,
-    weight_zero_point: Tensor, bias: Optional[Tensor], scale: float, zero_point: int, dtype: int,
-    post_operation: str, algorithm: str
-) -> Tensor:
-    none = torch.jit.annotate(List[Optional[number]], [])
-    return torch.ops.onednn.qlinear_pointwise(
-        x, x_scale, x_zero_point, weight, weight_scale, weight_zero_point, bias, scale, zero_point,
-        dtype, post_operation, none, algorithm
-    )
-"""
-
-
-@functools.cache
-def _scripted() -> Any:
-    return torch.jit.CompilationUnit(_SOURCE).raw_linear  # type: ignore[no-untyped-call]

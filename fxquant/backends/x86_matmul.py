@@ -74,7 +74,7 @@ def fits_float32(a: fx.Node, b: fx.Node) -> bool:
     if _is_softmax(a) and not grids[0].zero_point:
         # A row sums to 1, and rounding at most doubles what it does not take away.
         row = min(row, 2 / grids[0].scale)
-    return bool(row * _reach(grids[1]) < _EXACT)
+    return row * _reach(grids[1]) < _EXACT
 
 
 def _is_softmax(node: fx.Node) -> bool:
@@ -82,11 +82,9 @@ def _is_softmax(node: fx.Node) -> bool:
     if node.target is OPS.softmax_table.default:
         return True
     source = node.args[0] if node.target is OPS.quantize.default else None
-    return (
-        isinstance(source, fx.Node)
-        and source.target in (F.softmax, masked_softmax)
-        and source.kwargs.get("dim") == -1
-    )
+    if not isinstance(source, fx.Node) or source.target not in (F.softmax, masked_softmax):
+        return False
+    return bool(source.kwargs.get("dim") == -1)
 
 
 def _reach(grid: Grid) -> int:

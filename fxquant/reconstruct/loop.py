@@ -1,0 +1,288 @@
+"""Reconstruction: block by block, each made to yield what the float network does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import CompileError, ModelError
+from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
+from fxquant.quantizers.learned_step import can_learn, set_scale
+from fxquant.recipe_reconstruction import ReconstructionRecipe
+from fxquant.reconstruct.caches import Caches, Rows
+from fxquant.reconstruct.checkpoint import Checkpoint, digest
+from fxquant.reconstruct.distribution import batch_norm_statistics
+from fxquant.reconstruct.objectives import Prediction, channel_dim, is_token_block
+from fxquant.reconstruct.subgraph import Part, Step, cut, macs_of, network_output, order_steps
+from fxquant.reconstruct.targets import corrected_values, fisher_weights
+from fxquant.reconstruct.train import BlockData, train_block
+from fxquant.reconstruct.trainable import TrainableBlock, on_device
+from fxquant.reconstruct.values import Values
+from passes import FusedLayer, tensor_info
+from passes.infra.errors import UnsupportedGraphError
+from passes.partition_blocks import partition_blocks
+
+__all__ = ["reconstruct"]
+
+
+def reconstruct(
+    simulated: fx.GraphModule,
+    fused: fx.GraphModule,
+    data: Iterable[tuple[Any, ...]],
+    settings: ReconstructionRecipe,
+    *,
+    blocks: Sequence[Callable[[str], bool]] = (),
+    float_graph: fx.GraphModule | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> list[str]:
+    """Learn the roundings, and where asked the step sizes, of a calibrated simulated graph.
+
+    Block by block, in execution order: the block's inputs are those of the network quantized so
+    far, its target is what the same block yields in the float network. Both are cached; no block
+    is computed from the images again. Afterwards every quantized weight of a block passes through
+    a `RoundedWeightQuantizer`, and activation quantizers have the learned steps. An activation
+    quantizer belongs to the first block that reads its values.
+
+    Args:
+        simulated: the calibrated graph; its quantizers change, its tensors stay.
+        fused: the float graph with the same node names.
+        data: batches of positional arguments; the first `settings.images` images count.
+        settings: the method and its numbers.
+        blocks: predicates on module paths: each names a block of its own, see
+            `passes.partition_blocks`.
+        float_graph: with its batch norms, whose statistics `pdquant` corrects inputs to.
+        checkpoint: a file that is written after each block, and read where `resume` is true.
+        resume: go on behind the blocks that `checkpoint` holds: the same bits as without a break.
+        device: where blocks are computed.
+        progress: show a bar for each block.
+
+    Returns:
+        Notes for the report, one for each block.
+
+    Raises:
+        CompileError: a loss is not finite, or a block cannot be cached; names it. What was
+            reconstructed before stays in `simulated` and in the checkpoint.
+        CalibrationError: there are no images. ModelError: a named block is none.
+        ArtifactError: the checkpoint belongs to something else.
+    """
+    if not settings.learned:
+        return []
+    try:
+        parts = partition_blocks(fused, settings.unit or "block", blocks)
+    except UnsupportedGraphError as error:
+        raise ModelError(f"reconstruction: {error}") from error
+    schedule = settings.schedule_for(macs_of(fused), len(parts))
+    with Caches(settings.memory_gib) as caches:
+        values = Values(caches, schedule, torch.device(device))
+        run = _Run(simulated, fused, parts, values, progress=progress)
+        run.read(data, float_graph)
+        mark = digest(simulated, settings, [part.name for part in parts], values.sums)
+        if resume and checkpoint is not None and checkpoint.exists():
+            done = Checkpoint.resume(checkpoint, mark)
+        else:
+            done = Checkpoint(mark, checkpoint)
+        run.go(done)
+    return run.notes
+
+
+class _Run:
+    def __init__(
+        self,
+        simulated: fx.GraphModule,
+        fused: fx.GraphModule,
+        blocks: Sequence[Any],
+        values: Values,
+        *,
+        progress: bool,
+    ) -> None:
+        self.simulated, self.fused, self.values = simulated, fused, values
+        self.done = Checkpoint("")
+        self.schedule = values.schedule
+        self.progress = progress and values.share.rank == 0
+        self.notes: list[str] = []
+        trained = [block for block in blocks if self._is_trained(block)]
+        self.output = network_output(fused)
+        tokens = self.output is not None and self._has_tokens(blocks, trained)
+        self.judges = self.schedule.temperature > 0 or self.schedule.fisher or tokens
+        if self.judges and self.output is None:
+            raise CompileError(
+                "reconstruction: the network returns more than one tensor, so that its prediction "
+                "cannot be compared: choose brecq or qdrop without fisher"
+            )
+        names = {block.name for block in trained}
+        self.steps = order_steps(fused, blocks, names, end=self.judges)
+        self.boundary = {step.output for step in self.steps} | {
+            name for step in self.steps for name in step.inputs
+        }
+        self.seen: set[str] = set()
+        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _is_trained(self, block: Any) -> bool:
+        return any(self._layer(path) is not None for path in block.layers)
+
+    def _layer(self, path: str) -> FusedLayer | None:
+        """The layer of the simulated graph, if its weight is quantized to fixed codes."""
+        layer = self.simulated.get_submodule(path)
+        if not isinstance(layer, FusedLayer):
+            return None
+        return layer if isinstance(layer.weight_quantizer, WeightQuantizer) else None
+
+    def _has_tokens(self, blocks: Sequence[Any], trained: Sequence[Any]) -> bool:
+        nodes = {node.name: node for node in self.fused.graph.nodes}
+        boundary = {block.output for block in blocks} | {n for b in blocks for n in b.inputs}
+        for block in trained:
+            info = tensor_info(nodes[block.output])
+            if info is not None and len(info.shape) > 2:
+                part = cut(self.fused, block.output, boundary)
+                if is_token_block(part.module, len(info.shape)):
+                    return True
+        return False
+
+    def read(self, data: Iterable[tuple[Any, ...]], float_graph: fx.GraphModule | None) -> None:
+        """Cache the images and what the float network makes of them."""
+        names = [node.name for node in self.fused.graph.nodes if node.op == "placeholder"]
+        wanted = {name for step in self.steps for name in step.inputs}
+        self.values.read(data, names, wanted)
+        if self.judges:
+            assert self.output is not None
+            self.values.keep_logits(cut(self.fused, self.output, ()), self.output)
+        if self.schedule.correction_steps:
+            if float_graph is not None:
+                self.statistics = batch_norm_statistics(float_graph)
+            if not self.statistics:
+                self.notes.append(
+                    "reconstruction without distribution correction: there are no batch-norm "
+                    "statistics"
+                )
+
+    def go(self, done: Checkpoint) -> None:
+        """Work through all steps, behind those that are done."""
+        self.done = done
+        for index, step in enumerate(self.steps):
+            if step.block is None and step.output == self.output:
+                break  # nothing reads the network's output
+            later = self.steps[index + 1 :]
+            self._advance(step, {name for other in later for name in other.inputs})
+
+    def _advance(self, step: Step, read_later: set[str]) -> None:
+        values = self.values
+        target = cut(self.fused, step.output, self.boundary)
+        values.floats[step.output] = values.compute(target, values.floats, step.output)
+        if step.block is not None:
+            if step.block in self.done.notes:
+                self._restore(step.block)
+            else:
+                self._reconstruct(step, step.block, target)
+            self.notes.append(self.done.notes[step.block])
+        part = cut(self.simulated, step.output, self.boundary)
+        self.seen.update(_quantizers(part))
+        if step.output in read_later:
+            values.sims[step.output] = values.compute(part, values.sims, step.output)
+        values.keep(read_later)
+
+    def _reconstruct(self, step: Step, name: str, target: Part) -> None:
+        values, schedule = self.values, self.schedule
+        part = cut(self.simulated, step.output, self.boundary)
+        own = [path for path in _quantizers(part) if path not in self.seen]
+        block = TrainableBlock(
+            part, own if schedule.steps != "none" else [], schedule.drop, values.device
+        )
+        goal = values.floats[step.output]
+        example = goal.take(slice(0, 1))
+        channels = channel_dim(target.module, example.dim())
+        tokens = is_token_block(target.module, example.dim())
+        before = values.error(part, step.output, channels)
+        rest = self._rest(step)
+        weights = None
+        if rest is not None and (tokens or schedule.fisher):
+            weights = fisher_weights(values, part, rest, step.output, average=tokens)
+        floats, temporary = dict(values.floats), [weights] if isinstance(weights, Rows) else []
+        if self.statistics:
+            floats, goal, made = corrected_values(values, target, step.output, self.statistics)
+            temporary += made
+        try:
+            result = train_block(
+                name,
+                block,
+                BlockData(
+                    images=values.images,
+                    inputs=values.sims,
+                    floats=floats,
+                    target=goal,
+                    channels=channels,
+                    weights=weights,
+                    logits=values.logits,
+                ),
+                schedule,
+                values.share,
+                prediction=self._prediction(step, rest),
+                device=values.device,
+                seed=_seed(schedule.seed, name),
+                progress=self.progress,
+            )
+        finally:
+            for rows in temporary:
+                values.caches.drop(rows)
+        codes = {path: rounding.harden().codes for path, rounding in block.roundings.items()}
+        scales = {path: learned.learned_qparams().scale for path, learned in block.steps.items()}
+        self._apply(codes, scales)
+        part = cut(self.simulated, step.output, self.boundary)
+        after = values.error(part, step.output, channels)
+        note = (
+            f"reconstruction of {name}: {result.iterations} iterations, error {before:.3g} to "
+            f"{after:.3g}, {result.settled:.1%} of the roundings settled"
+        )
+        self.done.add(name, codes, scales, note, write=values.share.rank == 0)
+
+    def _rest(self, step: Step) -> Part | None:
+        """What follows a block in the float network, where its prediction is asked for."""
+        if not self.judges or self.output is None or step.output == self.output:
+            return None
+        return cut(self.fused, self.output, set(self.values.floats))
+
+    def _prediction(self, step: Step, rest: Part | None) -> Prediction | None:
+        if rest is None or not self.schedule.temperature:
+            return None
+        return Prediction(
+            on_device(rest.module, self.values.device),
+            rest.inputs.index(step.output),
+            tuple(name for name in rest.inputs if name != step.output),
+            self.schedule.temperature,
+            self.schedule.prediction_weight,
+        )
+
+    def _apply(self, codes: dict[str, Tensor], scales: dict[str, Tensor]) -> None:
+        for path, found in codes.items():
+            layer = self._layer(path)
+            assert layer is not None
+            quantizer = cast(WeightQuantizer, layer.weight_quantizer)
+            layer.weight_quantizer = RoundedWeightQuantizer(quantizer.qparams, found)
+        for path, scale in scales.items():
+            # The module stays: operations with an integer form hold on to it.
+            set_scale(cast(ActivationQuantizer, self.simulated.get_submodule(path)), scale)
+
+    def _restore(self, block: str) -> None:
+        members = self.done.members[block]
+        self._apply(
+            {path: self.done.codes[path] for path in members if path in self.done.codes},
+            {path: self.done.scales[path] for path in members if path in self.done.scales},
+        )
+
+
+def _quantizers(part: Part) -> list[str]:
+    """Paths of the activation quantizers of a part that can be learned."""
+    paths = [str(node.target) for node in part.module.graph.nodes if node.op == "call_module"]
+    return [path for path in dict.fromkeys(paths) if can_learn(part.module.get_submodule(path))]
+
+
+def _seed(seed: int, block: str) -> int:
+    """Of a block, so that what ran before it does not matter."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{block}".encode()).digest()[:7], "big")

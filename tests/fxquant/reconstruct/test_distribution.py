@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.recipe_reconstruction import ReconstructionRecipe
+from fxquant.reconstruct.distribution import batch_norm_statistics, correct_inputs
+from fxquant.reconstruct.parallel import Share
+from fxquant.reconstruct.subgraph import cut
+from tests.fxquant.reconstruct.graphs import Graphs, graphs
+
+
+def trained() -> nn.Module:
+    """A convolution whose batch norm has seen data of mean 0.5 and deviation 2."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    nn.init.uniform_(model[1].weight, 0.5, 2)  # type: ignore[arg-type]
+    nn.init.normal_(model[1].bias)  # type: ignore[arg-type]
+    model.train()
+    for _ in range(60):
+        model(torch.randn(32, 3, 8, 8) * 2 + 0.5)
+    return model.eval()
+
+
+def test_a_folded_batch_norm_says_what_its_layer_yields() -> None:
+    found = graphs(trained())
+    ((path, (mean, deviation)),) = batch_norm_statistics(found.float_graph).items()
+    layer: Any = found.fused.get_submodule(path)
+    with torch.no_grad():
+        z = layer.layer(torch.randn(256, 3, 8, 8) * 2 + 0.5)
+    torch.testing.assert_close(z.mean((0, 2, 3)), mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3)), deviation, atol=0.1, rtol=0)
+
+
+def test_a_batch_norm_that_changes_nothing_remembers_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    assert batch_norm_statistics(graphs(model).float_graph) == {}
+
+
+def corrected(weight: float, **options: Any) -> tuple[Graphs, Tensor, Tensor, int]:
+    """Graphs, images, the images corrected for the first layer, and the steps it took."""
+    found = graphs(trained())
+    recipe = ReconstructionRecipe(method="pdquant", correction_weight=weight, **options)
+    schedule = recipe.schedule_for(1e6)
+    (node,) = [n.name for n in found.fused.graph.nodes if n.op == "call_module"]
+    part = cut(found.fused, node, ())
+    part.module.requires_grad_(False)
+    (name,) = part.inputs
+    x = torch.randn(16, 3, 8, 8)
+    statistics = batch_norm_statistics(found.float_graph)
+    moved = correct_inputs(part.module, {name: x}, part.inputs, statistics, schedule, Share())
+    return found, x, moved[name], schedule.correction_steps
+
+
+def test_correction_moves_inputs_towards_the_statistics() -> None:
+    found, x, moved, _ = corrected(10.0, schedule="published")
+    ((path, (mean, deviation)),) = batch_norm_statistics(found.float_graph).items()
+    layer: Any = found.fused.get_submodule(path)
+
+    def distance(images: Tensor) -> float:
+        with torch.no_grad():
+            z = layer.layer(images)
+        shift, spread = z.mean((0, 2, 3)) - mean, z.std((0, 2, 3)) - deviation
+        return float((shift.square() + spread.square()).mean())
+
+    assert not moved.requires_grad
+    assert distance(moved) < 0.5 * distance(x)
+
+
+def test_correction_stays_close_to_the_images() -> None:
+    _, x, moved, steps = corrected(0.02, iterations=1000)
+    assert steps == 25
+    assert 0 < float((moved - x).abs().max()) <= 1e-3 * steps * 1.01

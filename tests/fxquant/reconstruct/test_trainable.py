@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxquant.reconstruct.subgraph import Part, cut
+from fxquant.reconstruct.trainable import TrainableBlock
+from passes.partition_blocks import partition_blocks
+from tests.fxquant.reconstruct.graphs import Graphs, graphs
+
+CPU = torch.device("cpu")
+
+
+def residual(found: Graphs) -> Part:
+    block = partition_blocks(found.fused, "block")[1]
+    return cut(found.simulated, block.output, set(block.inputs))
+
+
+def test_untrained_and_without_dropping_it_computes_what_the_graph_does() -> None:
+    part = residual(graphs(changes={"weights.bits": 8}))
+    (name,) = part.inputs
+    x = torch.rand(4, 8, 8, 8)
+    steps = [str(n.target) for n in part.module.graph.nodes if "quantizers" in str(n.target)]
+    block = TrainableBlock(part, steps, 0.5, CPU)
+    assert set(block.steps) == set(steps)
+    block.harden()
+    with torch.no_grad():
+        ours = block({name: x}, {name: x})
+        assert torch.equal(ours, part.module(x))
+
+
+@pytest.mark.parametrize(("drop", "low", "high"), [(0.5, 0.45, 0.55), (1.0, 1.0, 1.0)])
+def test_values_are_float_with_the_probability(drop: float, low: float, high: float) -> None:
+    part = residual(graphs())
+    block = TrainableBlock(part, [], drop, CPU)
+    quantized, value = torch.zeros(4, 8, 8, 8), torch.ones(4, 8, 8, 8)
+    with block.dropping(4, torch.arange(4), 1):
+        share = float(block.drop(quantized, value).mean())
+    assert low <= share <= high
+    assert torch.equal(block.drop(quantized, value), quantized)
+
+
+def test_a_part_of_a_batch_drops_what_the_whole_batch_does() -> None:
+    block = TrainableBlock(residual(graphs()), [], 0.5, CPU)
+    quantized, value = torch.zeros(6, 8, 4, 4), torch.ones(6, 8, 4, 4)
+    with block.dropping(6, torch.arange(6), 3):
+        whole = block.drop(quantized, value)
+    mine = torch.tensor([1, 4])
+    with block.dropping(6, mine, 3):
+        assert torch.equal(block.drop(quantized[mine], value[mine]), whole[mine])
+
+
+def test_all_dropped_it_computes_on_the_float_input() -> None:
+    found = graphs(changes={"weights.bits": 8})
+    part = residual(found)
+    (name,) = part.inputs
+    block = TrainableBlock(part, [], 1.0, CPU)
+    x, floats = torch.zeros(2, 8, 8, 8), torch.rand(2, 8, 8, 8)
+    output = partition_blocks(found.fused, "block")[1].output
+    target = cut(found.fused, output, {name}).module
+    with block.dropping(2, torch.arange(2), 0), torch.no_grad():
+        # The soft weight is the float weight, and no activation is quantized.
+        torch.testing.assert_close(
+            block({name: x}, {name: floats}), target(floats), atol=0.05, rtol=0
+        )
+
+
+def test_the_graph_it_is_made_from_stays_as_it_is() -> None:
+    found = graphs()
+    part = residual(found)
+    x = torch.rand(2, 8, 8, 8)
+    with torch.no_grad():
+        before = part.module(x)
+        TrainableBlock(part, ["quantizers.stem"], 0.5, CPU).harden()
+        assert torch.equal(part.module(x), before)
