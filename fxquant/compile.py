@@ -45,6 +45,7 @@ from passes import (
     AssignOneSided,
     Canonicalize,
     DecomposeAttention,
+    DeferSoftmaxDivision,
     EliminateNoops,
     FoldBatchNorm,
     FoldConstants,
@@ -62,6 +63,7 @@ from passes import (
     UnsupportedGraphError,
     add_relu,
     copy_sharing_tensors,
+    module_path,
 )
 
 __all__ = ["compile", "load"]
@@ -227,8 +229,9 @@ def _canonical_passes() -> list[Pass]:
 
 def _fusing_passes(recipe: Recipe) -> list[Pass]:
     """`fusion` says where batch norms are folded and activations and residuals are fused."""
+    defer = DeferSoftmaxDivision(lambda node: _divides_behind(recipe, node))
     if recipe.fusion == "none":
-        return [InferRanges()]
+        return [defer, InferRanges()]
     inside = InsideBlocks()
 
     def where(node: fx.Node) -> bool:
@@ -242,7 +245,15 @@ def _fusing_passes(recipe: Recipe) -> list[Pass]:
         return where(node) and not _joins_linear(node)
 
     folding: list[Pass] = [FoldBatchNorm(where)] if recipe.fold_batch_norm else []
-    return [*folding, FuseConvBnRelu(fusible), InferRanges()]
+    return [*folding, FuseConvBnRelu(fusible), defer, InferRanges()]
+
+
+def _divides_behind(recipe: Recipe, node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", ""))
+    operations = recipe.operations_for(module_path(node), name)
+    float_softmax = operations.softmax == "float" and recipe.requantization == "float"
+    quantized = recipe.spec_for_output(module_path(node), name) is not None
+    return float_softmax and quantized and operations.probabilities == "per_row"
 
 
 def _joins_linear(node: fx.Node) -> bool:

@@ -78,7 +78,11 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
         return recurrent_macs(node, recurrent) if recurrent is not None else 0
     name = getattr(node.target, "__name__", "")
     left = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
-    if name in ("matmul", "scaled_matmul") and output is not None and left is not None:
+    if (
+        name in ("matmul", "scaled_matmul", "weighted_mean")
+        and output is not None
+        and left is not None
+    ):
         return math.prod(output.shape) * left.shape[-1] // max(1, left.shape[0])
     if name == "einsum":
         return _einsum(node)

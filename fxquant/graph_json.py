@@ -18,7 +18,13 @@ from torch.overrides import get_overridable_functions
 from fxquant.functional_forms import pair
 from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
-from passes import add_relu, masked_softmax, scaled_matmul
+from passes import (
+    add_relu,
+    masked_softmax,
+    scaled_matmul,
+    softmax_numerators,
+    weighted_mean,
+)
 
 __all__ = ["GraphFormatError", "decode_graph", "encode_graph"]
 
@@ -241,6 +247,8 @@ def _names() -> dict[Any, str]:
     names[add_relu] = "fxquant.add_relu_float"
     names[masked_softmax] = "fxquant.masked_softmax_float"
     names[scaled_matmul] = "fxquant.scaled_matmul_float"
+    names[softmax_numerators] = "fxquant.softmax_numerators_float"
+    names[weighted_mean] = "fxquant.weighted_mean_float"
     names[pair] = "fxquant.pair"
     swin = torchvision.models.swin_transformer
     for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):

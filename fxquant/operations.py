@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes import FUSIBLE_LAYERS, FusedLayer, add_relu, tensor_info
-from passes.attention_functions import masked_softmax, scaled_matmul
+from passes.attention_functions import (
+    masked_softmax,
+    scaled_matmul,
+    softmax_numerators,
+    weighted_mean,
+)
 
 __all__ = [
     "BATCH_NORMS",
@@ -61,8 +66,10 @@ _KINDS: dict[Any, Kind] = {
     add_relu: Kind.PAIR,
     torch.matmul: Kind.MATMUL,
     scaled_matmul: Kind.MATMUL,
+    weighted_mean: Kind.MATMUL,
     F.softmax: Kind.SOFTMAX,
     masked_softmax: Kind.SOFTMAX,
+    softmax_numerators: Kind.SOFTMAX,
     F.normalize: Kind.NORMALIZE,
     F.avg_pool1d: Kind.POOL,
     F.avg_pool2d: Kind.POOL,
@@ -139,7 +146,8 @@ def layer_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
 
 def data_operands(node: fx.Node) -> list[fx.Node]:
     """The tensors that `node` computes with: not sizes, and not the mask of a softmax."""
-    sources = node.all_input_nodes[:1] if node.target is masked_softmax else node.all_input_nodes
+    masked = node.target in (masked_softmax, softmax_numerators)
+    sources = node.all_input_nodes[:1] if masked else node.all_input_nodes
     return [source for source in sources if source.meta.get("tensor") is not None]
 
 
@@ -260,6 +268,7 @@ _REFUSALS: dict[Any, Callable[[fx.Node], str]] = {
     add_relu: _refuse_pair,
     torch.matmul: _refuse_matmul,
     scaled_matmul: _refuse_matmul,
+    weighted_mean: _refuse_matmul,
     F.softmax: _refuse_softmax,
     masked_softmax: _refuse_softmax,
     F.pad: _refuse_pad,

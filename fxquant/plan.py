@@ -21,7 +21,7 @@ from fxquant.operations import Kind, classify, data_operands, is_curved, layer_o
 from fxquant.recipe import OperationRecipe, Recipe
 from fxquant.residual import ResidualStream
 from fxquant.spec import QParams, QuantSpec
-from passes import module_path, tensor_info
+from passes import module_path, softmax_numerators, tensor_info
 
 __all__ = ["Plan", "ValueSite", "make_plan"]
 
@@ -324,6 +324,12 @@ class _Planner:
 
     def _fixed(self, nodes: list[fx.Node]) -> QParams | None:
         """The grid of a softmax whose form dictates one, where nothing else shares it."""
+        if len(nodes) == 1 and nodes[0].target is softmax_numerators:
+            # The largest of every row is exactly 1.
+            spec = self._value_spec(nodes[0])
+            top = 255 if spec is None else spec.qmax
+            zero = torch.zeros(1, dtype=torch.int32)
+            return QParams(torch.tensor([1 / top]), zero, 0, top, torch.uint8)
         form = self.forms.get(nodes[0])
         return form.output if form is not None and len(nodes) == 1 else None
 

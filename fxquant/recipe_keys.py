@@ -95,6 +95,7 @@ ACTIVATION_KEYS: Keys = {
 OPERATION_KEYS: Keys = {
     "softmax": _one_of("float", "table", "i-vit", "log2"),
     "softmax_bits": _one_of(8, 16),
+    "probabilities": _one_of("per_tensor", "per_row"),
     "gelu": _one_of("float", "table", "i-vit"),
     "functions": _one_of("float", "table"),
     "layer_norm": _one_of("float", "i-vit", "integer", "power_of_two"),

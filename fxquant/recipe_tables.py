@@ -89,6 +89,9 @@ class OperationRecipe:
         softmax: ``float``; ``table``: a table of exp and integer sums; ``i-vit``: Shiftmax;
             ``log2``: powers of two, FQ-ViT's log-int-softmax.
         softmax_bits: of Shiftmax's output, 8 or 16.
+        probabilities: the grid of a float softmax that a product reads: one for the tensor, or
+            ``per_row`` the row's largest is the largest code, and the division by the sum follows
+            the product.
         gelu: ``float``; ``table``: 256 entries; ``i-vit``: ShiftGELU.
         functions: SiLU, hardswish, sigmoid, tanh and every other function of one value but GELU:
             ``float``, or a ``table`` of 256 entries.
@@ -100,6 +103,7 @@ class OperationRecipe:
 
     softmax: Literal["float", "table", "i-vit", "log2"] = "float"
     softmax_bits: Literal[8, 16] = 8
+    probabilities: Literal["per_tensor", "per_row"] = "per_row"
     gelu: Literal["float", "table", "i-vit"] = "float"
     functions: Literal["float", "table"] = "table"
     layer_norm: Literal["float", "i-vit", "integer", "power_of_two"] = "float"

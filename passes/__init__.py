@@ -2,9 +2,15 @@
 
 from passes.apply_rules import ApplyRules
 from passes.assign_one_sided import AssignOneSided, OneSidedQuantizer
-from passes.attention_functions import masked_softmax, scaled_matmul
+from passes.attention_functions import (
+    masked_softmax,
+    scaled_matmul,
+    softmax_numerators,
+    weighted_mean,
+)
 from passes.canonicalize import Canonicalize
 from passes.decompose_attention import DecomposeAttention
+from passes.defer_softmax_division import DeferSoftmaxDivision
 from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
@@ -37,6 +43,7 @@ __all__ = [
     "Canonicalize",
     "Decline",
     "DecomposeAttention",
+    "DeferSoftmaxDivision",
     "EliminateNoops",
     "FoldBatchNorm",
     "FoldConstants",
@@ -74,6 +81,8 @@ __all__ = [
     "partition_blocks",
     "range_of",
     "scaled_matmul",
+    "softmax_numerators",
     "tensor_info",
     "trunk",
+    "weighted_mean",
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from passes import intervals
-from passes.attention_functions import masked_softmax
+from passes.attention_functions import masked_softmax, softmax_numerators
 from passes.fused_layer import add_relu
 from passes.intervals import UNBOUNDED, Interval
 
@@ -280,6 +280,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.hardtanh, torch.clamp), _clamp),
     **dict.fromkeys((torch.sigmoid, F.hardsigmoid, F.softmax, torch.softmax), _within(0, 1)),
     masked_softmax: _within(0, 1),
+    softmax_numerators: _within(0, 1),
     torch.tanh: _tanh,
     F.hardswish: _gated(-0.375),
     F.silu: _gated(-0.2785),

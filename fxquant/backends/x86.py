@@ -36,7 +36,7 @@ from fxquant.backends.x86_layers import (
 )
 from fxquant.backends.x86_linear import lower_activated_linear, lower_linear
 from fxquant.backends.x86_lowering import Lower, Lowering, first_of
-from fxquant.backends.x86_matmul import lower_matmul
+from fxquant.backends.x86_matmul import lower_matmul, lower_weighted_mean
 
 __all__ = ["lower_x86"]
 
@@ -51,6 +51,7 @@ LOWERINGS: dict[Any, Lower] = {
     OPS.conv.default: lower_conv,
     OPS.linear.default: lower_linear,
     OPS.matmul.default: lower_matmul,
+    OPS.weighted_mean.default: lower_weighted_mean,
     OPS.add.default: lower_pair("add"),
     OPS.mul.default: lower_pair("mul"),
     OPS.channel_affine.default: lower_channel_affine,

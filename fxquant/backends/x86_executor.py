@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from fxquant.backends import x86_kernels as kernels
 from fxquant.backends import x86_scripted as scripted
 from fxquant.backends.x86_linear import RAW_LINEAR
-from fxquant.backends.x86_matmul import product
-from passes import tensor_info
+from fxquant.backends.x86_matmul import mean_product, product
+from passes import softmax_numerators, tensor_info
 from passes.infra.verify import flatten
 
 __all__ = ["Executor", "with_traced_stretches"]
@@ -62,6 +62,8 @@ _TRACEABLE: set[Any] = {
     torch.roll,
     operator.getitem,
     product,
+    mean_product,
+    softmax_numerators,
     kernels.add_rounded,
     kernels.coarser,
     kernels.rounded,

@@ -18,7 +18,14 @@ from fxquant.kernels.calls import operator_arguments
 from fxquant.to_integer import Grid
 from passes import masked_softmax, tensor_info
 
-__all__ = ["centered", "fits_float32", "lower_matmul", "product"]
+__all__ = [
+    "centered",
+    "fits_float32",
+    "lower_matmul",
+    "lower_weighted_mean",
+    "mean_product",
+    "product",
+]
 
 OPS: Any = torch.ops.fxquant
 _EXACT = 2**24
@@ -52,6 +59,31 @@ def lower_matmul(lowering: Lowering, node: fx.Node) -> Lowered:
         return products
     output = (arguments["scale"], arguments["zero_point"])
     q = lowering.emit(torch.quantize_per_tensor, products, *output, torch.quint8)
+    return lowering.clamp(q, node, arguments["qmin"], arguments["qmax"])
+
+
+def mean_product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``factor · (a @ b) / Σ a`` of float32 tensors; 0 for a row of zeros."""
+    total = a.sum(-1, keepdim=True)
+    # Sums of codes are whole numbers: only a row of zeros is changed.
+    return product(a, b, factor).div_(total.clamp_(min=1.0))
+
+
+def lower_weighted_mean(lowering: Lowering, node: fx.Node) -> Lowered:
+    """A product divided by its weights' sums.
+
+    Where sums pass 2^24, float32 rounds them by less than a thousandth of a step.
+    """
+    arguments = operator_arguments(node)
+    a, b = arguments["a"], arguments["b"]
+    if any(source.meta["grid"].dtype != torch.uint8 for source in (a, b)):
+        return None
+    operands = (centered(lowering, a), centered(lowering, b), arguments["b_scale"])
+    means = lowering.emit(mean_product, *operands)
+    if arguments["dtype"] == torch.float32:
+        return means
+    output = (arguments["scale"], arguments["zero_point"])
+    q = lowering.emit(torch.quantize_per_tensor, means, *output, torch.quint8)
     return lowering.clamp(q, node, arguments["qmin"], arguments["qmax"])
 
 

@@ -22,7 +22,7 @@ from fxquant.integer.layer_norm import (
     layer_norm_scale,
 )
 from fxquant.integer.linear import linear
-from fxquant.integer.matmul import matmul, matmul_accumulate, mul_accumulate
+from fxquant.integer.matmul import matmul, matmul_accumulate, mul_accumulate, weighted_mean
 from fxquant.integer.normalize import NORMALIZE_SCALE, normalize_integer
 from fxquant.integer.pooling import adaptive_avg_pool, avg_pool, max_pool, mean
 from fxquant.integer.quantize import dequantize, dequantize_weight, quantize, requantize
@@ -86,4 +86,5 @@ __all__ = [
     "softmax_log2",
     "softmax_table",
     "sum_accumulate",
+    "weighted_mean",
 ]

@@ -55,6 +55,38 @@ def matmul(
     return _products("matmul", a, a_zero_point, b, b_zero_point, finish)
 
 
+def weighted_mean(
+    a: Tensor,
+    a_zero_point: int,
+    b: Tensor,
+    b_scale: float,
+    b_zero_point: int,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The mean of ``b`` weighted by each row of ``a``, as attention takes it of its values.
+
+    ``round_half_even(float32(float32(Σ (q_a − z_a)(q_b − z_b)) / float32(Σ (q_a − z_a))) · m) + z``
+    clamped, with ``m = float32(s_b / s_y)``: the scale of ``a`` cancels. The quotient is rounded
+    to float32 once, and is 0 for a row of zeros. ``dtype=torch.float32`` gives the quotient times
+    float32(s_b). Operands and errors are those of `matmul`.
+    """
+    check_call("weighted_mean", a, dtype, None)
+    check_codes("weighted_mean", b)
+    wide = accumulator_dtype(a.dtype, b.dtype)
+    sums = _products(
+        "weighted_mean", a, a_zero_point, b, b_zero_point, lambda sums: sums.to(torch.float32)
+    )
+    total = (a.to(wide) - a_zero_point).sum(-1, keepdim=True).to(torch.float32)
+    real = sums.div_(torch.where(total == 0, torch.ones_like(total), total))
+    if dtype == torch.float32:
+        return real.mul_(float32_scalar(b_scale))
+    return to_codes(real.mul_(float32_scalar(b_scale / scale)), zero_point, qmin, qmax, dtype)
+
+
 def matmul_accumulate(a: Tensor, a_zero_point: int, b: Tensor, b_zero_point: int) -> Tensor:
     """``Σ (q_a − z_a)(q_b − z_b)``: int32, or int64 where an operand has 16 bits.
 

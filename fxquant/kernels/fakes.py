@@ -208,6 +208,21 @@ def matmul(
     return a.new_empty((*batch, a.shape[-2], b.shape[-1]), dtype=dtype)
 
 
+def weighted_mean(
+    a: Tensor,
+    a_zero_point: int,
+    b: Tensor,
+    b_scale: float,
+    b_zero_point: int,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return matmul(a, 1.0, a_zero_point, b, b_scale, b_zero_point, 1.0, scale, 0, 0, 0, dtype)
+
+
 def matmul_accumulate(a: Tensor, a_zero_point: int, b: Tensor, b_zero_point: int) -> Tensor:
     wide = accumulator_dtype(a.dtype, b.dtype)
     return matmul(a, 1.0, a_zero_point, b, 1.0, b_zero_point, 1.0, 1.0, 0, 0, 0, wide)

@@ -116,6 +116,12 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     Operator(f"matmul({_A_B}, float alpha, {_OUTPUT}) -> Tensor", integer.matmul, fakes.matmul),
     Operator(
+        "weighted_mean(Tensor a, int a_zero_point, Tensor b, float b_scale, int b_zero_point, "
+        f"{_OUTPUT}) -> Tensor",
+        integer.weighted_mean,
+        fakes.weighted_mean,
+    ),
+    Operator(
         f"linear_accumulate({_CODES_X}, {_INTEGER_WEIGHT}) -> Tensor",
         integer.linear_accumulate,
         fakes.linear_accumulate,

@@ -14,7 +14,7 @@ from fxquant.operations import Kind, table_function
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import emit_layer, output_bounds
-from passes import add_relu
+from passes import add_relu, weighted_mean
 
 __all__ = ["EMITTERS", "Emit", "emit_matmul", "emit_movement", "emit_table"]
 
@@ -71,6 +71,9 @@ def emit_matmul(
 ) -> fx.Node:
     """A product of two activations whose integer result is written as `output` says."""
     a, b = (conversion.integers[cast(fx.Node, operand)] for operand in node.args)
+    if node.target is weighted_mean:
+        operands = (a.node, a.grid.zero_point, b.node, *b.grid.input)
+        return conversion.emit(OPS.weighted_mean.default, (*operands, *output), grid)
     alpha = float(node.kwargs.get("scale", 1.0))  # type: ignore[arg-type]
     args = (a.node, *a.grid.input, b.node, *b.grid.input, alpha, *output)
     return conversion.emit(OPS.matmul.default, args, grid)

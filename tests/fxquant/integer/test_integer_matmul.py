@@ -228,3 +228,31 @@ def test_sum_accumulate_sums_the_centered_codes(dim: list[int], keepdim: bool) -
         found = integer.sum_accumulate(x, 100, dim, keepdim)
         assert found.dtype == torch.int64
         assert torch.equal(found, (x.long() - 100).sum(dim, keepdim=keepdim))
+
+
+# -- weighted mean --------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.sampled_from([0, 7, 128]))
+def test_weighted_mean_is_within_half_a_step_of_the_real_quotient(
+    seed: int, length: int, zero_point: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randint(0, 256, (2, 4, length), generator=generator, dtype=torch.uint8)
+    b = torch.randint(0, 256, (2, length, 3), generator=generator, dtype=torch.uint8)
+    a[0, 0] = 0
+    scale, b_scale = 0.05, 0.04
+    found = torch.ops.fxquant.weighted_mean(
+        a, 0, b, b_scale, zero_point, scale, 128, 0, 255, torch.uint8
+    )
+    total = a.double().sum(-1, keepdim=True)
+    real = (a.double() @ (b.double() - zero_point)) / total.clamp(min=1) * b_scale / scale
+    # The quotient and the product are each rounded to float32, of values below 2^13 steps.
+    wanted = (real + 128).clamp(0, 255)
+    assert float((found.double() - wanted).abs().max()) <= 0.5 + 2**-9
+
+
+def test_weighted_mean_of_a_row_of_zeros_is_zero() -> None:
+    a, b = torch.zeros(1, 3, dtype=torch.uint8), torch.full((3, 2), 200, dtype=torch.uint8)
+    found = torch.ops.fxquant.weighted_mean(a, 0, b, 1.0, 0, 1.0, 5, 0, 255, torch.uint8)
+    assert torch.equal(found, torch.full((1, 2), 5, dtype=torch.uint8))

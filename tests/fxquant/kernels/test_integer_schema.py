@@ -54,6 +54,7 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
                      [SCALE[:3]] * 2, [], 1, False, False)),
     ("matmul", (X, *XQ, X.transpose(2, 3), 0.1, 9, 0.5, *OUT)),
     ("matmul", (X, *XQ, ROWS.t(), 0.1, 9, 0.5, 1.0, 0, 0, 0, torch.float32)),
+    ("weighted_mean", (X, 0, X.transpose(2, 3), 0.1, 9, *OUT)),
     ("linear_accumulate", (X, 7, ROWS, None, BIAS)),
     ("conv_accumulate", (LAST, 7, WEIGHT, None, BIAS, *GEOMETRY, 1)),
     ("conv_accumulate", (X.short(), 7, DEPTHWISE, None, None, *GEOMETRY, 4)),
