@@ -2,6 +2,10 @@
 
 q = fxquant.compile(model, fxquant.Recipe.named("w8a8"), calibration=batches)
 q(x), print(q.report), q.save("m.fxq"), fxquant.load("m.fxq")
+
+Functions have the name of the module that holds them: `fxquant.sensitivity` is the function
+`fxquant.sensitivity.measure`, and ``from fxquant.sensitivity import Sensitivity`` still reads the
+module.
 """
 
 from pathlib import Path
@@ -15,6 +19,7 @@ if not hasattr(passes, "InsertQuantDequant"):
         "rename the other, or change the order of sys.path"
     )
 
+from fxquant.auto_bits import auto_recipe, choose_bits
 from fxquant.benchmark import benchmark
 from fxquant.compare import compare
 from fxquant.compare_ops import compare_ops
@@ -31,10 +36,13 @@ from fxquant.errors import (
     RecipeError,
     TargetError,
     TraceError,
+    TrainingError,
 )
 from fxquant.evaluate import evaluate
+from fxquant.finetune import finetune
 from fxquant.recipe import Recipe
 from fxquant.report import Report
+from fxquant.sensitivity import measure as sensitivity
 from fxquant.version import __version__
 
 __all__ = [
@@ -51,11 +59,16 @@ __all__ = [
     "Report",
     "TargetError",
     "TraceError",
+    "TrainingError",
     "__version__",
+    "auto_recipe",
     "benchmark",
+    "choose_bits",
     "compare",
     "compare_ops",
     "compile",
     "evaluate",
+    "finetune",
     "load",
+    "sensitivity",
 ]

@@ -9,6 +9,7 @@ FxquantError
 ├── DataError          a folder, image or label file cannot be read
 ├── ArtifactError      a file is damaged, foreign or from a newer version
 ├── TargetError        a lowering target is unknown or cannot run the graph
+├── TrainingError      finetuning broke down; `best` is the best model before that
 └── CompileError       a pass broke its contract (a bug of ours: please report it)
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FxquantError(Exception):
@@ -56,6 +58,14 @@ class TargetError(FxquantError):
 
 class CompileError(FxquantError):
     """A pass broke its contract."""
+
+
+class TrainingError(FxquantError):
+    """Finetuning broke down. `best` is the CompiledModel of the best state before that."""
+
+    def __init__(self, message: str, best: Any) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

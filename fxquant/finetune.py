@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxquant.compiled import CompiledModel
-from fxquant.errors import DataError, ModelError, RecipeError
+from fxquant.errors import DataError, ModelError, RecipeError, TrainingError
 from fxquant.prepare import drops_or_learns
 from fxquant.trainable import to_trainable
-from fxquant.training_loop import Loss, Trainer, TrainingError
+from fxquant.training_loop import Loss, Trainer
 
 __all__ = ["TrainingError", "finetune"]
 

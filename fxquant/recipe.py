@@ -29,6 +29,8 @@ from fxquant.selector import Selector
 from fxquant.spec import QuantSpec
 
 __all__ = [
+    "GRAMMAR",
+    "METHODS",
     "ActivationRecipe",
     "CalibrationRecipe",
     "OperationRecipe",
@@ -39,6 +41,12 @@ __all__ = [
     "WeightRecipe",
 ]
 
+METHODS = ("gptq", *PUBLISHED)
+"""What may stand at the end of a recipe's name: how weights are rounded."""
+
+_FORM = r"w([2-8])a([2-8]|16|32)(|_head_stem8|_first_last8)"
+GRAMMAR = "w{2..8}a{2..8|16|32}[_head_stem8|_first_last8]"
+"""The names that need no file, before the method."""
 
 _TABLES: dict[str, tuple[Any, recipe_keys.Keys]] = {
     "weights": (WeightRecipe, recipe_keys.WEIGHT_KEYS),
@@ -137,14 +145,19 @@ class Recipe:
             RecipeError: there is none of this name; says the nearest.
         """
         base, method = name, ""
-        for ending in ("gptq", *PUBLISHED):
+        for ending in METHODS:
             if name.endswith(f"_{ending}"):
                 base, method = name.removesuffix(f"_{ending}"), ending
         recipe = cls._from_file_or_grammar(base)
         if recipe is None:
             known = _file_names()
+            start = name.rpartition("_")[0]
+            begun = start if cls._from_file_or_grammar(start) is not None else ""
+            offered = [*known, *(f"{begun}_{method}" for method in METHODS if begun)]
             raise RecipeError(
-                f"unknown recipe {name!r}: known are {', '.join(known)}{nearest(name, known)}"
+                f"unknown recipe {name!r}: known are {', '.join(known)} and {GRAMMAR}, each also "
+                f"with {', '.join(f'_{method}' for method in METHODS)} behind it"
+                f"{nearest(name, offered)}"
             )
         changes = {"reconstruction.method": method} if method else {}
         return replace(recipe.replace(changes), name=name)
@@ -154,7 +167,7 @@ class Recipe:
         known = _file_names()
         bits: dict[str, Any] = {}
         file = name
-        form = re.fullmatch(r"w([2-8])a([2-8]|16|32)(|_head_stem8|_first_last8)", name)
+        form = re.fullmatch(_FORM, name)
         if name not in known and form is not None:
             floats = form[2] == "32"
             bits = {"weights.bits": int(form[1])}

@@ -10,16 +10,29 @@ from typing import Any
 
 from torch import nn
 
+from fxquant.recipe import Override, Recipe
+
 __all__ = ["COLUMNS", "STUDIES", "Setting", "start_points"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of a study: the changes to the recipe, and the share of the calibration images."""
+    """One row of a study.
+
+    Attributes:
+        name: of the row.
+        changes: to the recipe, as `Recipe.replace` takes them.
+        calibration_share: the share of the calibration images.
+        overrides: come behind those of the recipe.
+        finetune: keywords of `fxquant.finetune`, which then follows the compile; None: it
+            does not.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     calibration_share: float = 1.0
+    overrides: tuple[Override, ...] = ()
+    finetune: Mapping[str, Any] | None = None
 
 
 FUSION = tuple(Setting(fusion, {"fusion": fusion}) for fusion in ("none", "blocks", "all"))
@@ -146,6 +159,49 @@ VIT = (
 )
 """The rows of a study of ViT-B/16, then each of its operations exchanged."""
 
+# -- learned rounding and training --------------------------------------------------------------
+
+LEARNED_SCHEMES = {name: SCHEMES[name] for name in ("abs-max", "min-max", "p-norm 2.4", "MSE")}
+LEARNING_RATES = (1e-3, 1e-2)
+_HEAD_STEM8 = Recipe.named("w4a4_head_stem8").overrides
+BIT_WIDTHS: dict[str, tuple[int, int | str, tuple[Override, ...]]] = {
+    "W4A32": (4, "float", ()),
+    "W4A8": (4, 8, ()),
+    "W4A4": (4, 4, ()),
+    "W4A4 head/stem 8": (4, 4, _HEAD_STEM8),
+    "W3A32": (3, "float", ()),
+    "W2A32": (2, "float", ()),
+    "W2A4 head/stem 8": (2, 4, _HEAD_STEM8),
+}
+"""Bits of weights and of activations; head and stem as in the recipe w4a4_head_stem8."""
+
+
+def learned_rounding(method: str) -> tuple[Setting, ...]:
+    """The rows of a method of `reconstruction`, or of quantization-aware training (``qat``)."""
+    return tuple(
+        Setting(
+            f"{bits}, BN {'folded' if folded else 'unfolded'}, {scheme}, lr {rate:g}",
+            {
+                "weights.scheme": "symmetric",
+                **changes,
+                "weights.bits": weights,
+                "activations.bits": activations,
+                "input_bits": "float" if activations == "float" else 8,
+                "fold_batch_norm": folded,
+                "reconstruction.method": "none" if method == "qat" else method,
+                "reconstruction.learning_rate": 0.0 if method == "qat" else rate,
+            },
+            overrides=overrides,
+            finetune={"learning_rate": rate} if method == "qat" else None,
+        )
+        for (bits, (weights, activations, overrides)), folded, (scheme, changes), rate in (
+            itertools.product(
+                BIT_WIDTHS.items(), (True, False), LEARNED_SCHEMES.items(), LEARNING_RATES
+            )
+        )
+    )
+
+
 COLUMNS: dict[str, dict[str, str]] = {
     "vit": {
         "weights": "weights.bits",
@@ -166,4 +222,8 @@ STUDIES: dict[str, Callable[[nn.Module], tuple[Setting, ...]]] = {
     "calibration_size": lambda model: CALIBRATION_SIZE,
     "weight_schemes": lambda model: WEIGHT_SCHEMES,
     "vit": lambda model: VIT,
+    "adaround": lambda model: learned_rounding("adaround"),
+    "brecq": lambda model: learned_rounding("brecq"),
+    "pdquant": lambda model: learned_rounding("pdquant"),
+    "qat": lambda model: learned_rounding("qat"),
 }

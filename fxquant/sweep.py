@@ -1,14 +1,17 @@
 """Tables of a post-training study: one model, many settings of a recipe, one row each.
 
-The settings are data: see `fxquant.studies`. Changes are those of `Recipe.replace`.
+The settings are data: see `fxquant.studies`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,7 +20,7 @@ import fxquant
 from fxquant.benchmark import Machine, benchmark
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
-from fxquant.studies import COLUMNS, STUDIES
+from fxquant.studies import COLUMNS, STUDIES, Setting
 
 LATENCY_ROUNDS = 5
 
@@ -111,6 +114,11 @@ def sweep(
     calibration: Iterable[Batch] | Tensor,
     evaluation: Iterable[Batch],
     target: str = "x86",
+    select: Sequence[str] = (),
+    limit: int | None = None,
+    training: Iterable[Batch] | None = None,
+    epochs: int = 10,
+    device: str = "cpu",
     progress: bool = False,
 ) -> Sweep:
     """Compile and measure `model` with every setting of a study.
@@ -122,10 +130,16 @@ def sweep(
         calibration: batches that can be iterated again and again, or one tensor.
         evaluation: ``(images, labels)`` batches that can be iterated again and again.
         target: what every setting is compiled for.
-        progress: show bars on stderr after two seconds.
+        select: globs on the names of settings; those that any of them matches are run. None: all.
+        limit: the most settings to run, the first ones.
+        training: batches to finetune on, where a study does; None: those of the calibration.
+            Without labels only the float network teaches.
+        epochs: of finetuning.
+        device: where roundings are learned and networks are finetuned.
+        progress: show a bar and each row on stderr.
 
     Raises:
-        RecipeError: there is no such study.
+        RecipeError: there is no such study, or a glob matches no setting.
         CalibrationError: there are no calibration images.
         FxquantError: the first setting's error, where every setting failed. Where some did, their
             rows carry the error instead.
@@ -134,24 +148,29 @@ def sweep(
         raise RecipeError(
             f"there is no study {study!r}; there are {', '.join(STUDIES)}{nearest(study, STUDIES)}"
         )
+    settings = _selected(STUDIES[study](model), select)[:limit]
     batches = [calibration] if isinstance(calibration, Tensor) else calibration
     total = _count(batches)
     logits = collect_logits(model, evaluation, progress=progress)
     image = _first_image(evaluation)
     rows = [_float_row(model, evaluation, logits, image)]
     first_error: FxquantError | None = None
-    settings = STUDIES[study](model)
-    for setting in tqdm(
-        settings, study, delay=2, disable=None if progress else True, unit="setting"
-    ):
+    for setting in tqdm(settings, study, delay=2, disable=not progress, unit="setting"):
         images = max(1, round(total * setting.calibration_share))
         try:
             compiled = fxquant.compile(
                 model,
-                recipe.replace({**setting.changes, "calibration.images": 0}),
+                _changed(recipe, setting),
                 calibration=_FirstImages(batches, images),
                 target=target,
+                device=device,
             )
+            if setting.finetune is not None:
+                compiled = _finetuned(
+                    compiled,
+                    batches if training is None else training,
+                    {"epochs": epochs, "device": device, **setting.finetune},
+                )
             row = Row(
                 setting.name,
                 setting.changes,
@@ -164,9 +183,44 @@ def sweep(
             first_error = first_error or error
             row = Row(setting.name, setting.changes, images, None, None, None, str(error))
         rows.append(row)
+        if progress:
+            # A study takes hours; what is done must not wait for the end, or be lost with it.
+            tqdm.write("  ".join(row.cells()), file=sys.stderr)
     if first_error is not None and all(row.error for row in rows[1:]):
         raise first_error
     return Sweep(study, recipe.name, target, tuple(rows), Machine.here())
+
+
+def _selected(settings: Sequence[Setting], select: Sequence[str]) -> list[Setting]:
+    names = [setting.name for setting in settings]
+    for pattern in select:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"{pattern!r} matches no row of the study; there are {len(names)}, such as "
+                f"{names[0]!r} and {names[-1]!r}{nearest(pattern, names)}"
+            )
+    return [
+        setting
+        for setting in settings
+        if not select or any(fnmatchcase(setting.name, pattern) for pattern in select)
+    ]
+
+
+def _changed(recipe: fxquant.Recipe, setting: Setting) -> fxquant.Recipe:
+    changed = recipe.replace({**setting.changes, "calibration.images": 0})
+    if not setting.overrides:
+        return changed
+    return changed.replace({"overrides": [*changed.overrides, *setting.overrides]})
+
+
+def _finetuned(
+    compiled: fxquant.CompiledModel, batches: Iterable[Batch], options: Mapping[str, Any]
+) -> fxquant.CompiledModel:
+    first = next(iter(batches))
+    labels = None if isinstance(first, Tensor) or len(first) < 2 else first[1]
+    labelled = labels is not None and not bool((labels < 0).all())
+    loss = F.cross_entropy if labelled else None
+    return fxquant.finetune(compiled, batches, loss=loss, **options)
 
 
 def _float_row(

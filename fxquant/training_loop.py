@@ -14,23 +14,15 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.compiled import CompiledModel
-from fxquant.errors import CalibrationError, DataError, FxquantError, ModelError
+from fxquant.errors import CalibrationError, DataError, ModelError, TrainingError
 from fxquant.evaluate import evaluate
 from fxquant.finish import with_simulated
 from fxquant.trainable import TrainableActivation, TrainableWeight, batch_norms, to_simulated
 
-__all__ = ["Loss", "Trainer", "TrainingError"]
+__all__ = ["Loss", "Trainer"]
 
 Loss = Callable[[Any, Any], Tensor]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-
-
-class TrainingError(FxquantError):
-    """The training broke down. `best` is the compiled model of the best state before that."""
-
-    def __init__(self, message: str, best: CompiledModel) -> None:
-        super().__init__(message)
-        self.best = best
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import fxquant
-from fxquant.cli import compiling, measuring
+from fxquant.cli import choosing, compiling, measuring
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import FxquantError
 
@@ -48,10 +48,15 @@ COMMANDS: dict[str, Command] = {
         measuring.add_sweep,
         measuring.run_sweep,
     ),
+    "sensitivity": (
+        "what each layer alone costs at each bit width",
+        choosing.add_sensitivity,
+        choosing.run_sensitivity,
+    ),
     "recipes": (
-        "the named recipes, or one of them as TOML",
-        compiling.add_recipes,
-        compiling.run_recipes,
+        "the named recipes, one of them as TOML, or one made for a model",
+        choosing.add_recipes,
+        choosing.run_recipes,
     ),
     "quickstart": (
         "compile and measure a small network that comes along",
@@ -96,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Stdout belongs to the JSON alone; whatever a command prints on its way goes to stderr.
         with contextlib.redirect_stdout(sys.stderr if parsed.json else sys.stdout):
             outcome: Outcome = parsed.run(parsed)
-        print(json.dumps(finite(outcome.data), indent=2) if parsed.json else outcome.text)
+        if not outcome.silent:
+            print(json.dumps(finite(outcome.data), indent=2) if parsed.json else outcome.text)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has seen enough; the flush at exit must not complain either.

@@ -1,4 +1,4 @@
-"""The commands that compile and those that show it: compile, compare, inspect, recipes."""
+"""The commands that compile and those that show it: compile, compare, inspect."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import recipes
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
+from fxquant.cli.processes import check_device, joined
 from fxquant.data import ImageBatches
 from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
 from fxquant.evaluate import collect_logits, evaluate, logits_of
+from fxquant.recipe_reconstruction import PUBLISHED
 from passes.infra.listing import to_text
 
 
@@ -41,19 +41,38 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dump", metavar="DIR", help="write every stage as text, JSON and Graphviz DOT"
     )
+    group = options.add_device(parser)
+    group.add_argument(
+        "--checkpoint", metavar="FILE", help="write what is learned to it after each block"
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on behind the blocks that --checkpoint holds, to the same bits",
+    )
     options.add_common(parser)
 
 
 def run_compile(arguments: argparse.Namespace) -> Outcome:
-    """Compile; then, as far as asked for, evaluate beside float and save."""
+    """Compile; then, as far as asked for, evaluate beside float and save.
+
+    Under torchrun the processes share the learning; the first one does the rest.
+    """
     if wants_checks(arguments) and arguments.evaluate is None:
         raise InputError("the checks need images to evaluate on; add --evaluate DIR")
-    _check_destination(arguments.save)
+    if arguments.save is not None:
+        options.check_destination("--save", arguments.save)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
+    _check_checkpoint(arguments, recipe)
+    with joined(check_device(arguments.device)) as first:
+        return _compile(arguments, recipe, first)
+
+
+def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool) -> Outcome:
     model = options.open_model(arguments)
     calibration = options.open_calibration(arguments, recipe)
-    evaluation = options.open_evaluation(arguments) if arguments.evaluate else None
-    progress = not arguments.quiet
+    evaluation = options.open_evaluation(arguments) if arguments.evaluate and first else None
+    progress = options.shows_progress(arguments) and first
     # The float side goes first: what is wrong with the images shows before the long part.
     reference = None if evaluation is None else _float_logits(model, evaluation, progress)
     compiled = fxquant.compile(
@@ -61,11 +80,16 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
         recipe,
         calibration=calibration,
         target=arguments.target,
-        verbose=arguments.diff,
-        diff_passes=tuple(arguments.diff_pass),
-        dump=None if arguments.dump is None else Path(arguments.dump),
+        verbose=arguments.diff and first,
+        diff_passes=tuple(arguments.diff_pass) if first else (),
+        dump=Path(arguments.dump) if arguments.dump is not None and first else None,
         progress=progress,
+        device=arguments.device,
+        checkpoint=arguments.checkpoint,
+        resume=arguments.resume,
     )
+    if not first:
+        return Outcome("", {}, silent=True)
     texts = [str(compiled.report)]
     data: dict[str, Any] = {
         "model": arguments.model,
@@ -133,7 +157,7 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
             calibration=calibration,
             worst=max(0, arguments.worst),
             value_images=arguments.value_images,
-            progress=not arguments.quiet,
+            progress=options.shows_progress(arguments),
         )
         return Outcome(str(costs), {"model": arguments.model} | costs.to_json())
     compiled = fxquant.compile(
@@ -141,7 +165,7 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
         recipe,
         calibration=calibration,
         target=arguments.target,
-        progress=not arguments.quiet,
+        progress=options.shows_progress(arguments),
     )
     batch: Any = next(iter(batches))
     comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
@@ -186,27 +210,17 @@ def run_inspect(arguments: argparse.Namespace) -> Outcome:
     return Outcome("\n\n".join(texts), data)
 
 
-def add_recipes(parser: argparse.ArgumentParser) -> None:
-    """The options of ``fxquant recipes``."""
-    parser.add_argument("name", metavar="NAME|FILE", nargs="?", help="print this one as TOML")
-    options.add_set(parser.add_argument_group("recipe"))
-    options.add_common(parser)
-
-
-def run_recipes(arguments: argparse.Namespace) -> Outcome:
-    """List the named recipes, or print one with its changes as TOML."""
-    if arguments.name is None:
-        known = recipes.describe()
-        return Outcome(tabulate(known.items(), tablefmt="plain"), known)
-    recipe = options.open_recipe(arguments.name, arguments.set)
-    toml = recipe.to_toml()
-    return Outcome(toml.rstrip(), {"name": recipe.name, "toml": toml})
-
-
-def _check_destination(path: str | None) -> None:
-    """A folder that is missing should show before minutes of work, not after."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--save {path}: there is no folder {Path(path).absolute().parent}")
+def _check_checkpoint(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> None:
+    if arguments.resume and arguments.checkpoint is None:
+        raise InputError("--resume goes on from a file; add --checkpoint FILE")
+    if arguments.checkpoint is None:
+        return
+    if not recipe.reconstruction.learned:
+        raise InputError(
+            f"--checkpoint: recipe {recipe.name} learns nothing that could be resumed; "
+            f"{', '.join(PUBLISHED)} at the end of its name do"
+        )
+    options.check_destination("--checkpoint", arguments.checkpoint)
 
 
 def _float_logits(model: nn.Module, batches: ImageBatches, progress: bool) -> list[Tensor]:

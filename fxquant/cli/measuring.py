@@ -10,6 +10,7 @@ import fxquant
 from fxquant.benchmark import Benchmark, benchmark
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
+from fxquant.cli.processes import check_device
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.evaluate import evaluate
 from fxquant.models import load_model
@@ -64,7 +65,7 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
                 recipe,
                 calibration=options.open_calibration(arguments, recipe),
                 target=arguments.target,
-                progress=not arguments.quiet,
+                progress=options.shows_progress(arguments),
             )
     (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
     result = benchmark(
@@ -72,7 +73,7 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
         images,
         rounds=arguments.rounds,
         calls=arguments.calls,
-        progress=not arguments.quiet,
+        progress=options.shows_progress(arguments),
     )
     data = result.to_json() | {"input_shape": list(images.shape)}
     text = f"{result}\ninput {list(images.shape)}"
@@ -127,7 +128,9 @@ def run_evaluate(arguments: argparse.Namespace) -> Outcome:
     reference = arguments.reference and load_model(
         arguments.reference, arguments.reference_weights, classes=arguments.classes
     )
-    result = evaluate(model, batches, reference=reference, progress=not arguments.quiet)
+    result = evaluate(
+        model, batches, reference=reference, progress=options.shows_progress(arguments)
+    )
     data = {"model": arguments.model} | result.to_json()
     return Outcome(str(result), data, failed_checks(arguments, result))
 
@@ -139,6 +142,26 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     options.add_recipe(parser)
     options.add_calibration(parser)
     options.add_evaluation(parser, required=True)
+    group = parser.add_argument_group("study")
+    group.add_argument(
+        "--rows",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="run the rows of this name, e.g. 'W4A8, BN folded*'; may be repeated; default all",
+    )
+    group.add_argument(
+        "--limit", type=options.positive, metavar="N", help="run the first N rows at most"
+    )
+    group = options.add_device(parser)
+    group.add_argument(
+        "--training",
+        metavar="DIR",
+        help="images that qat trains on, labelled or not; default those of the calibration",
+    )
+    group.add_argument(
+        "--epochs", type=options.positive, default=10, metavar="N", help="of qat; default 10"
+    )
     options.add_common(parser)
 
 
@@ -149,6 +172,7 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
     calibration = options.open_calibration(arguments, recipe)
     if calibration is None:
         raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")
+    training = options.open_training(arguments) if arguments.training else None
     result = sweep(
         arguments.study,
         model,
@@ -156,7 +180,12 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
         calibration=calibration,
         evaluation=options.open_evaluation(arguments),
         target=arguments.target,
-        progress=not arguments.quiet,
+        select=arguments.rows,
+        limit=arguments.limit,
+        training=training,
+        epochs=arguments.epochs,
+        device=check_device(arguments.device),
+        progress=options.shows_progress(arguments),
     )
     return Outcome(str(result), {"model": arguments.model} | result.to_json())
 
@@ -169,5 +198,5 @@ def add_quickstart(parser: argparse.ArgumentParser) -> None:
 
 def run_quickstart(arguments: argparse.Namespace) -> Outcome:
     """Compile the small network that comes along, and measure it."""
-    result = quickstart(progress=not arguments.quiet)
+    result = quickstart(progress=options.shows_progress(arguments))
     return Outcome(result.text(full_diffs=arguments.diff), result.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
-from fxquant.errors import ModelError
+from fxquant.errors import InputError, ModelError
 from fxquant.models import load_model
+from fxquant.recipe_reconstruction import PUBLISHED
 
 RANDOM = "random"
 IMAGES = 250
@@ -24,45 +26,75 @@ Batches = ImageBatches | Sequence[Tensor]
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """``--json``, ``--quiet`` and ``--threads``."""
+    """``--json``, ``--quiet`` or ``--progress``, and ``--threads``."""
     group = parser.add_argument_group("output and machine")
     group.add_argument(
         "--json", action="store_true", help="print JSON, and nothing else, to stdout"
     )
-    group.add_argument("--quiet", action="store_true", help="show no progress on stderr")
+    shown = group.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="show no progress on stderr")
+    shown.add_argument(
+        "--progress", action="store_true", help="show it even where stderr is no terminal"
+    )
     group.add_argument("--threads", type=positive, metavar="N", help="threads inside an operator")
 
 
-def add_model(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
+def shows_progress(arguments: argparse.Namespace) -> bool:
+    """Whether to show bars: as the options say, else where someone looks at stderr."""
+    return not arguments.quiet and (arguments.progress or sys.stderr.isatty())
+
+
+def add_model(
+    parser: argparse.ArgumentParser, *, saved: bool = False, optional: bool = False
+) -> None:
     """MODEL, ``--weights`` and ``--classes``; where `saved`, MODEL may be a file."""
     kinds = "torchvision:NAME or module.path:factory"
     parser.add_argument(
-        "model", metavar="MODEL", help=f"{kinds}, or a saved .fxq file" if saved else kinds
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help=f"{kinds}, or a saved .fxq file" if saved else kinds,
     )
     group = parser.add_argument_group("model")
     group.add_argument("--weights", metavar="FILE", help="safetensors file for the float model")
     group.add_argument("--classes", type=positive, metavar="N", help="num_classes of the model")
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """``--recipe``, ``--set`` and ``--target``."""
+def add_recipe(
+    parser: argparse.ArgumentParser, *, default: str = "w8a8", target: bool = True
+) -> None:
+    """``--recipe``, ``--set`` and, unless told otherwise, ``--target``."""
     group = parser.add_argument_group("recipe")
     group.add_argument(
-        "--recipe", default="w8a8", metavar="NAME|FILE", help="see `fxquant recipes`; default w8a8"
+        "--recipe",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"see `fxquant recipes`; default {default}",
     )
-    add_set(group)
+    add_set(group, target=target)
 
 
-def add_set(group: argparse._ArgumentGroup) -> None:
-    """``--set`` and ``--target``."""
+def add_set(group: argparse._ArgumentGroup, *, target: bool = True) -> None:
+    """``--set`` and, unless told otherwise, ``--target``."""
     group.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change the recipe, e.g. weights.bits=4; may be repeated",
+        help="change the recipe, e.g. weights.bits=4 or reconstruction.iterations=500; may be "
+        "repeated",
     )
-    group.add_argument("--target", default="x86", help="x86 (default) or reference")
+    if target:
+        group.add_argument("--target", default="x86", help="x86 (default) or reference")
+
+
+def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """``--device``, and its group."""
+    group = parser.add_argument_group("learned rounding and training")
+    group.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (default), cuda or cuda:N"
+    )
+    return group
 
 
 def add_calibration(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -75,7 +107,12 @@ def add_calibration(parser: argparse.ArgumentParser, default: str | None = None)
         help=f"'{RANDOM}' calibrates on noise, for measuring latency"
         + (f"; default {default}" if default else ""),
     )
-    group.add_argument("--images", type=positive, metavar="N", help=f"how many; default {IMAGES}")
+    group.add_argument(
+        "--images",
+        type=positive,
+        metavar="N",
+        help=f"how many; default {IMAGES}, or what the paper of a learned rounding takes",
+    )
     group.add_argument(
         "--input-shape",
         type=shape,
@@ -172,7 +209,7 @@ def open_calibration(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> B
     return open_batches(
         arguments.calibration,
         preprocessing=_preprocessing(arguments),
-        images=arguments.images or recipe.calibration.images or IMAGES,
+        images=arguments.images or recipe.calibration.images or _default_images(recipe),
         select=arguments.select,
         batch_size=arguments.batch_size,
     )
@@ -190,6 +227,15 @@ def open_evaluation(arguments: argparse.Namespace) -> ImageBatches:
     )
 
 
+def open_training(arguments: argparse.Namespace) -> ImageBatches:
+    """The batches of ``--training``."""
+    return open_batches(
+        arguments.training,
+        preprocessing=_preprocessing(arguments),
+        batch_size=arguments.batch_size,
+    )
+
+
 def random_batches(images: int, batch_size: int, size: Sequence[int]) -> list[Tensor]:
     """Seeded normal noise f32[N,*size], in batches."""
     random = torch.Generator().manual_seed(0)
@@ -198,7 +244,15 @@ def random_batches(images: int, batch_size: int, size: Sequence[int]) -> list[Te
 
 def _observes_values(recipe: fxquant.Recipe) -> bool:
     weights_only = recipe.activations.bits == "float" and not recipe.overrides
-    return recipe.bias_correction or not (recipe.dynamic or weights_only)
+    rounds = recipe.reconstruction.method != "none"
+    moves = bool(recipe.split_outliers or recipe.smooth_quant or recipe.reparameterize)
+    return recipe.bias_correction or rounds or moves or not (recipe.dynamic or weights_only)
+
+
+def _default_images(recipe: fxquant.Recipe) -> int:
+    settings = recipe.reconstruction
+    paper = PUBLISHED.get(settings.method)
+    return IMAGES if paper is None else settings.images or paper.images
 
 
 def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:
@@ -213,6 +267,22 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def size(text: str) -> float:
+    """An argparse type: bytes, as ``250000``, ``250kB`` or ``1.5MB``."""
+    units = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+    unit = next((unit for unit in units if text.endswith(unit)), "")
+    value = float(text.removesuffix(unit)) * units.get(unit, 1)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number of bytes")
+    return value
+
+
+def check_destination(option: str, path: str) -> None:
+    """Raise InputError if the folder of `path` is missing: before minutes of work, not after."""
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: there is no folder {Path(path).absolute().parent}")
 
 
 def shape(text: str) -> tuple[int, ...]:

@@ -19,11 +19,13 @@ class Outcome:
         text: for people; printed unless ``--json`` is given.
         data: for programs; printed as JSON where it is.
         failures: the checks that failed; none means exit code 0.
+        silent: print nothing: another process does.
     """
 
     text: str
     data: Mapping[str, Any]
     failures: tuple[str, ...] = field(default=())
+    silent: bool = False
 
 
 def add_checks(parser: argparse.ArgumentParser) -> None:
