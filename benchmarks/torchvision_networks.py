@@ -43,7 +43,9 @@ def recipe_of(name: str) -> str:
 
 
 def size_of(name: str) -> int:
-    """Transformers and AlexNet are built for 224 pixels, Inception for at least 75."""
+    """Transformers and AlexNet are built for 224 pixels, Swin v2 for 256, Inception for 75."""
+    if name.startswith("swin_v2"):
+        return 256
     if name.startswith(("vit", "maxvit", "swin", "alexnet")):
         return 224
     return 128 if name == "inception_v3" else 96

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.quantizers import WeightQuantizer
+from fxquant.operations import Kind, classify
+from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
 from passes import FusedLayer
 
 __all__ = ["InputMeans", "correct_bias"]
@@ -75,9 +77,13 @@ class InputMeans:
 def correct_bias(simulated: fx.GraphModule, means: InputMeans) -> list[str]:
     """Give every layer whose weight is quantized its corrected bias; returns the notes.
 
-    Layers are replaced, not written into: the stages before share their tensors.
+    Layers are replaced, not written into: the stages before share their tensors. A layer whose
+    output is divided by its norm keeps its bias: padded tokens have no output at all, and the
+    smallest bias would make unit vectors of them.
     """
-    for name, fused in means.layers.items():
+    normalized = _normalized_layers(simulated)
+    layers = {name: fused for name, fused in means.layers.items() if name not in normalized}
+    for name, fused in layers.items():
         layer: Any = fused.layer
         assert fused.weight_quantizer is not None
         weight = layer.weight.detach().double()
@@ -90,7 +96,23 @@ def correct_bias(simulated: fx.GraphModule, means: InputMeans) -> list[str]:
             (before - shift).to(layer.weight.dtype), requires_grad=False
         )
         fused.layer = corrected
-    return [f"bias correction: {len(means.layers)} layers"]
+    return [f"bias correction: {len(layers)} layers"]
+
+
+def _normalized_layers(simulated: fx.GraphModule) -> set[str]:
+    """The paths of layers whose output goes, behind movement and quantizers, to F.normalize."""
+    found = set()
+    behind: set[fx.Node] = set()
+    for node in reversed(simulated.graph.nodes):
+        if any(user.target is F.normalize or user in behind for user in node.users):
+            called = simulated.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(called, FusedLayer):
+                found.add(str(node.target))
+            elif isinstance(called, ActivationQuantizer) or (
+                called is None and classify(node, simulated).kind is Kind.MOVE
+            ):
+                behind.add(node)
+    return found
 
 
 def _shift(layer: Any, error: Tensor, mean: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 import fxquant
 from fxquant.benchmark import Machine, benchmark
+from fxquant.data import ImageBatches
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
 from fxquant.studies import COLUMNS, STUDIES, Setting
@@ -133,7 +135,8 @@ def sweep(
         select: globs on the names of settings; those that any of them matches are run. None: all.
         limit: the most settings to run, the first ones.
         training: batches to finetune on, where a study does; None: those of the calibration.
-            Without labels only the float network teaches.
+            Without labels only the float network teaches. `ImageBatches` are shuffled, others
+            come as they are.
         epochs: of finetuning.
         device: where roundings are learned and networks are finetuned.
         progress: show a bar and each row on stderr.
@@ -220,7 +223,8 @@ def _finetuned(
     labels = None if isinstance(first, Tensor) or len(first) < 2 else first[1]
     labelled = labels is not None and not bool((labels < 0).all())
     loss = F.cross_entropy if labelled else None
-    return fxquant.finetune(compiled, batches, loss=loss, **options)
+    loader = _Shuffled(batches) if isinstance(batches, ImageBatches) else batches
+    return fxquant.finetune(compiled, loader, loss=loss, **options)
 
 
 def _float_row(
@@ -253,6 +257,32 @@ def _count(batches: Iterable[Batch]) -> int:
 def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+class _Shuffled:
+    """Batches of the same images, in another order each time; drawn from torch's generator.
+
+    Sorted by class, as they lie in folders, they would train one class after the other.
+    """
+
+    def __init__(self, batches: ImageBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images = self.batches.images
+        order = torch.randperm(len(images)).tolist()
+        shuffled = replace(
+            images,
+            names=tuple(images.names[index] for index in order),
+            labels=images.labels and tuple(images.labels[index] for index in order),
+            pixels=None if images.pixels is None else images.pixels[order],
+        )
+        yield from ImageBatches(
+            shuffled, self.batches.preprocessing, batch_size=self.batches.batch_size
+        )
 
 
 class _FirstImages:

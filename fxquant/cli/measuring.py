@@ -15,6 +15,7 @@ from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.evaluate import evaluate
 from fxquant.models import load_model
 from fxquant.quickstart.run import quickstart
+from fxquant.recipe_reconstruction import PUBLISHED
 from fxquant.studies import STUDIES
 from fxquant.sweep import sweep
 
@@ -169,7 +170,8 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
     """Compile and measure one model with every setting of a study."""
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
-    calibration = options.open_calibration(arguments, recipe)
+    learned = {"reconstruction.method": arguments.study} if arguments.study in PUBLISHED else {}
+    calibration = options.open_calibration(arguments, recipe.replace(learned))
     if calibration is None:
         raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")
     training = options.open_training(arguments) if arguments.training else None

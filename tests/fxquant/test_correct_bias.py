@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.fxquant.small_networks import compiled, images
+from tests.fxquant.small_networks import compiled, images, module
 
 LAYERS: dict[str, Any] = {
     "plain": lambda: nn.Conv2d(4, 6, 1),
@@ -55,3 +56,16 @@ def test_the_stages_before_keep_their_biases() -> None:
 
 def test_the_report_says_so() -> None:
     assert "bias correction: 4 layers" in compiled(changes={"bias_correction": True}).report.notes
+
+
+def test_a_layer_whose_output_is_normalized_keeps_its_bias() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        k = F.normalize(self.k(x).reshape(2, 5, 4), dim=-1)
+        return self.out(k)
+
+    torch.manual_seed(0)
+    model = module(forward, k=nn.Linear(4, 4, bias=False), out=nn.Linear(4, 4, bias=False))
+    q = compiled(model, calibration=torch.randn(2, 5, 4).abs())
+    simulated: Any = q.stages["simulated"]
+    assert simulated.k.layer.bias is None
+    assert simulated.out.layer.bias is not None
