@@ -1,6 +1,6 @@
 """Torch's int8 kernels, packed: which engine each layer takes, and what their quirks are.
 
-Measured on CPUs with AVX-512 VNNI (`benchmarks/kernels.py`):
+Measured on CPUs with AVX-512 VNNI:
 - convolutions are fastest and exact with oneDNN's packing; FBGEMM's depthwise kernel saturates;
 - linear layers are exact with FBGEMM's packing at any zero point, and fastest in the raw oneDNN
   operator where there are enough products;

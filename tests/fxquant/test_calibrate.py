@@ -93,3 +93,10 @@ def test_quantizers_are_frozen_and_keep_no_statistics() -> None:
 def test_a_value_that_is_always_zero_has_a_grid() -> None:
     q = compiled(calibration=torch.zeros(4, 3, 8, 8))
     assert q(torch.zeros(2, 3, 8, 8)).isfinite().all()
+
+
+def test_an_iterator_is_kept_where_it_is_read_again() -> None:
+    batches = [torch.full((2, 3), float(index)) for index in range(3)]
+    data = CalibrationSet(iter(batches), model=nn.Linear(3, 3), images=5, sweeps=2)
+    first, second = ([len(batch[0]) for batch in data] for _ in range(2))
+    assert first == second == [2, 2, 1]

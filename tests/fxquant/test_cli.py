@@ -1,5 +1,6 @@
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy
@@ -8,8 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fxquant.cli import main
+import fxquant
+from fxquant.cli import compiling, main
 from fxquant.models import load_model
+from fxquant.recipe import GRAMMAR, METHODS
 from fxquant.studies import FUSION, STUDIES
 
 NETWORK = """
@@ -34,6 +37,7 @@ MODEL = "network_of_test_cli:Net"
 PIXELS = ("--preprocessing", "none", "--quiet")
 CALIBRATION = ("--calibration", "images", "--images", "8", *PIXELS)
 COMPILE = ("compile", MODEL, *CALIBRATION)
+LEARN = (*COMPILE, "--recipe", "w4a4_brecq", "--set", "reconstruction.iterations=4")
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +147,88 @@ def test_recipes_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"w8a8", "w8a8_x86", "w4a8", "dynamic_w8a8"} <= set(run_json(capsys, "recipes"))
 
 
+def test_recipes_lists_how_further_names_are_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert GRAMMAR in printed
+    assert all(method in printed for method in METHODS)
+
+
+def test_an_interrupted_compile_goes_on_from_its_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learned = (*LEARN, "--target", "reference", "--checkpoint", "c.safetensors")
+    whole = run_json(capsys, *learned, "--save", "whole.fxq")
+    resumed = run_json(capsys, *learned, "--resume", "--save", "resumed.fxq")
+    assert any("reconstruction of" in note for note in whole["report"]["notes"])
+    assert resumed["report"]["notes"] == whole["report"]["notes"]
+    loaded = [fxquant.load(f"{name}.fxq", target="reference") for name in ("whole", "resumed")]
+    assert torch.equal(*(model(torch.ones(1, 3, 12, 12)) for model in loaded))
+
+
+def test_progress_is_for_eyes_unless_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learn = [argument for argument in LEARN if argument != "--quiet"]
+    assert main(learn) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*learn, "--progress"]) == 0
+    assert "it/s" in capsys.readouterr().err
+
+
+def test_only_the_first_process_prints_and_saves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "joined", lambda device: nullcontext(False))
+    assert main([*COMPILE, "--save", "m.fxq", "--evaluate", "images", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+    assert not Path("m.fxq").exists()
+
+
+def test_sensitivity_measures_layers_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    data = run_json(capsys, "sensitivity", MODEL, *CALIBRATION, "--bits", "2", "8", "--activations")
+    assert {(row["path"], row["bits"]) for row in data["rows"] if row["what"] == "weight"} == {
+        (path, bits) for path in ("conv", "layer1", "fc") for bits in (2, 8)
+    }
+    assert any(row["what"] == "activation" for row in data["rows"])
+    assert data["images"] == 8
+    assert data["float_loss"] is not None
+
+
+def test_sensitivity_learns_no_rounding(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("sensitivity", MODEL, *CALIBRATION, "--bits", "4")
+    named = [run_json(capsys, *arguments, "--recipe", f"w4a8{end}") for end in ("", "_pdquant")]
+    assert named[0]["rows"] == named[1]["rows"]
+
+
+def test_sensitivity_plots(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    data = run_json(capsys, "sensitivity", MODEL, *CALIBRATION, "--plot", "s.png")
+    assert Path(data["plot"]).stat().st_size
+
+
+def test_recipes_auto_prints_a_recipe_within_the_budget(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipes", "auto", MODEL, *CALIBRATION, "--size-budget", "0.6kB"]) == 0
+    Path("mine.toml").write_text(capsys.readouterr().out)
+    recipe = fxquant.Recipe.from_toml(Path("mine.toml"))
+    widths = [dict(override.weights)["bits"] for override in recipe.overrides]
+    assert len(widths) == 3
+    assert min(widths) <= 4 < max(widths)
+    assert main(["compile", MODEL, *CALIBRATION, "--recipe", "mine.toml"]) == 0
+
+
+def test_recipes_auto_takes_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sensitivity", MODEL, *CALIBRATION, "--json"]) == 0
+    Path("s.json").write_text(capsys.readouterr().out)
+    auto = ("recipes", "auto", "--measured", "s.json", "--ratio", "7", "--fix", "fc=8")
+    data = run_json(capsys, *auto, "--base", "w4a4_head_stem8_brecq")
+    assert data["bits"]["fc"] == 8
+    assert data["weight_bytes"] * 7 <= data["float_bytes"] == 4 * (216 + 576 + 32)
+    assert 'method = "brecq"' in data["toml"]
+
+
 def test_bench_times_float_and_each_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     size = ("--input-shape", "3,12,12", "--rounds", "1", "--calls", "1", "--quiet")
     data = run_json(capsys, "bench", MODEL, *size, "--threads", "1")
@@ -168,6 +254,16 @@ def test_sweep_prints_float_first(
     monkeypatch.setitem(STUDIES, "fusion", lambda model: FUSION[2:])
     data = run_json(capsys, "sweep", "fusion", MODEL, *CALIBRATION, "--evaluate", "images")
     assert [row["name"] for row in data["rows"]] == ["float", "all"]
+
+
+def test_sweep_trains_where_the_study_does(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("--rows", "W4A32, BN folded, abs-max*", "--limit", "1", "--epochs", "1")
+    data = run_json(
+        capsys, "sweep", "qat", MODEL, *CALIBRATION, "--evaluate", "images", *rows,
+        "--training", "images",
+    )  # fmt: skip
+    assert [row["name"] for row in data["rows"]][1:] == ["W4A32, BN folded, abs-max, lr 0.001"]
+    assert not data["rows"][1]["error"]
 
 
 # -- exit codes ----------------------------------------------------------------------------------
@@ -202,6 +298,28 @@ def test_a_failed_check_exits_with_1(
         (("evaluate", "w.safetensors", "images", *PIXELS), "w.safetensors"),
         (("inspect", "images/00.png"), "00.png"),
         (("sweep", "fusion", MODEL, "--evaluate", "images"), "add --calibration DIR"),
+        (
+            ("sweep", "brecq", MODEL, *CALIBRATION, "--evaluate", "images", "--rows", "W9*"),
+            "'W9*' matches no row",
+        ),
+        ((*COMPILE, "--recipe", "w4a8_adarond"), "did you mean 'w4a8_adaround'"),
+        ((*COMPILE, "--set", "reconstruction.iteration=4"), "reconstruction.iterations"),
+        ((*COMPILE, "--resume"), "add --checkpoint FILE"),
+        ((*COMPILE, "--checkpoint", "c"), "w8a8 learns nothing"),
+        ((*COMPILE, "--device", "cuda:99"), "CUDA devices"),
+        ((*COMPILE, "--device", "gpu"), "give cpu, cuda or cuda:N"),
+        (("compile", MODEL, "--recipe", "w4a32_gptq"), "calibration"),
+        (("sensitivity", MODEL), "add --calibration DIR"),
+        (("sensitivity", MODEL, *CALIBRATION, "--bits", "1"), "between 2 and 8"),
+        (("sensitivity", MODEL, *CALIBRATION, "--plot", "nowhere/s.png"), "there is no folder"),
+        (("recipes", "w4a8", MODEL), "belongs to `fxquant recipes auto MODEL`"),
+        (("recipes", "w4a8", "--ratio", "4"), "--ratio belongs to"),
+        (("recipes", "auto", MODEL), "give --size-budget BYTES or --ratio R"),
+        (("recipes", "auto", "--ratio", "4"), "needs a model"),
+        (("recipes", "auto", MODEL, "--ratio", "4"), "add --calibration DIR"),
+        (("recipes", "auto", MODEL, *CALIBRATION, "--ratio", "9"), "too small"),
+        (("recipes", "auto", MODEL, "--ratio", "4", "--fix", "fc"), "is no LAYER=BITS"),
+        (("recipes", "auto", "--ratio", "4", "--measured", "w.safetensors"), "is not what"),
         (("compare", MODEL, "--ops", "--evaluate", "images", *PIXELS), "add --calibration DIR"),
     ],
 )
@@ -230,7 +348,8 @@ def test_wrong_words_exit_with_2_too(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["compile", "bench", "evaluate", "inspect", "compare", "sweep", "recipes"]
+    "command",
+    ["compile", "bench", "evaluate", "inspect", "compare", "sweep", "sensitivity", "recipes"],
 )
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from fxquant import recipes
 from fxquant.errors import RecipeError
 from fxquant.recipe import (
+    GRAMMAR,
+    METHODS,
     ActivationRecipe,
     CalibrationRecipe,
     Override,
@@ -49,6 +52,32 @@ def test_the_promised_recipes_exist() -> None:
 def test_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"unknown recipe 'w8a9'.*did you mean 'w8a8'"):
         Recipe.named("w8a9")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "method", "bits"),
+    [
+        ("w4a8_adaround", "w4a8", "adaround", (4, 8)),
+        ("w2a4_head_stem8_qdrop", "w4a4_head_stem8", "qdrop", (2, 4)),
+        ("w4a4_first_last8", "w4a4_first_last8", "none", (4, 4)),
+        ("w3a32_gptq", "w4a32", "gptq", (3, "float")),
+        ("w8a8_x86_brecq", "w8a8_x86", "brecq", (8, 8)),
+    ],
+)
+def test_names_follow_a_grammar(
+    name: str, file: str, method: str, bits: tuple[int, int | str]
+) -> None:
+    recipe = Recipe.named(name)
+    assert (recipe.name, recipe.reconstruction.method) == (name, method)
+    assert (recipe.weights.bits, recipe.activations.bits) == bits
+    assert recipe.overrides == Recipe.named(file).overrides
+
+
+def test_the_grammar_is_told_with_every_method() -> None:
+    told = recipes.grammar()
+    assert all(f"\n  {method}" in told for method in METHODS)
+    with pytest.raises(RecipeError, match=re.escape(GRAMMAR)):
+        Recipe.named("w4b8")
 
 
 def test_recipe_module_can_be_imported_on_its_own() -> None:

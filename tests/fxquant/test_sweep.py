@@ -1,14 +1,19 @@
-import json
+from __future__ import annotations
 
+import json
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.data import ImageBatches, ImageSet, Preprocessing
 from fxquant.errors import RecipeError
 from fxquant.studies import CALIBRATION_SIZE, STUDIES, VIT, Setting, start_points
-from fxquant.sweep import sweep
+from fxquant.sweep import _changed, _Shuffled, sweep
 
 
 class Staged(nn.Module):
@@ -26,12 +31,18 @@ class Staged(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def run(study: str, recipe: str = "w8a8", **options: object) -> fxquant.sweep.Sweep:
+def run(
+    study: str,
+    recipe: str = "w8a8",
+    *,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> fxquant.sweep.Sweep:
     images = torch.randn(10, 3, 10, 10)
     return sweep(
         study,
         Staged().eval(),
-        fxquant.Recipe.named(recipe),
+        fxquant.Recipe.named(recipe).replace(changes or {}),
         calibration=images,
         evaluation=[(images, torch.arange(10) % 3)],
         target="reference",
@@ -48,6 +59,10 @@ def run(study: str, recipe: str = "w8a8", **options: object) -> fxquant.sweep.Sw
         ("calibration_size", 10),
         ("weight_schemes", 40),
         ("vit", 22),
+        ("adaround", 112),
+        ("brecq", 112),
+        ("pdquant", 112),
+        ("qat", 112),
     ],
 )
 def test_studies_have_the_rows_of_the_study(study: str, rows: int) -> None:
@@ -139,6 +154,85 @@ def test_integers_of_i_vit_are_exchanged_one_at_a_time() -> None:
         "operations.residual": 8
     }
     assert all(changes["requantization"] == "dyadic" for n, changes in rows.items() if "I-ViT" in n)
+
+
+SHORT = {"reconstruction.iterations": 4}
+
+
+def test_rows_of_a_learned_rounding_are_compiled_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[fxquant.CompiledModel] = []
+    compile_ = fxquant.compile
+
+    def keeping(*arguments: Any, **options: Any) -> fxquant.CompiledModel:
+        made.append(compile_(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(fxquant, "compile", keeping)
+    chosen = ("W4A32, BN unfolded, MSE, lr 0.01", "W2A4 head*, BN folded, min-max, lr 0.001")
+    result = run("adaround", changes=SHORT, select=chosen)
+    assert not any(row.error for row in result.rows)
+    weights_only, mixed = (q.recipe for q in made)
+    for recipe, rate in ((weights_only, 0.01), (mixed, 0.001)):
+        assert recipe.reconstruction.method == "adaround"
+        assert recipe.reconstruction.learning_rate == rate
+        assert recipe.reconstruction.iterations == 4
+    assert (weights_only.activations.bits, weights_only.input_bits) == ("float", "float")
+    assert not weights_only.fold_batch_norm
+    assert weights_only.weights.scheme == "symmetric"
+    assert (mixed.weights.bits, mixed.activations.bits, mixed.weights.scheme) == (2, 4, "affine")
+    assert mixed.overrides == fxquant.Recipe.named("w4a4_head_stem8").overrides
+
+
+def test_overrides_of_a_row_come_behind_those_of_the_recipe() -> None:
+    own = {"overrides": [{"modules": "layer1", "weights": {"bits": 8}}]}
+    rows = {setting.name: setting for setting in STUDIES["brecq"](Staged())}
+    setting = rows["W4A4 head/stem 8, BN folded, MSE, lr 0.01"]
+    changed = _changed(fxquant.Recipe.named("w8a8").replace(own), setting)
+    assert [override.modules for override in changed.overrides] == ["layer1", "", ""]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_qat_trains_on_the_calibration_images(
+    monkeypatch: pytest.MonkeyPatch, labelled: bool
+) -> None:
+    seen: list[dict[str, Any]] = []
+    finetune = fxquant.finetune
+
+    def noting(*arguments: Any, **options: Any) -> fxquant.CompiledModel:
+        seen.append(options)
+        return finetune(*arguments, **options)
+
+    monkeypatch.setattr(fxquant, "finetune", noting)
+    images = torch.randn(8, 3, 10, 10)
+    training = [(images, torch.arange(8) % 3)] if labelled else None
+    rows = ["W4A4, BN folded, MSE, lr 0.001"]
+    result = run("qat", select=rows, epochs=1, training=training)
+    (options,) = seen
+    assert not result.rows[-1].error
+    assert (options["learning_rate"], options["epochs"]) == (1e-3, 1)
+    assert (options["loss"] is not None) == labelled
+
+
+def test_images_are_trained_on_in_another_order_each_time() -> None:
+    pixels = np.arange(32, dtype=np.uint8).reshape(32, 1, 1, 1).repeat(3, 3)
+    names = tuple(map(str, range(32)))
+    images = ImageSet(names, tuple(range(32)), pixels)
+    batches = _Shuffled(ImageBatches(images, Preprocessing.parse("none"), batch_size=8))
+    torch.manual_seed(0)
+    epochs = [torch.cat([labels for _, labels in batches]) for _ in range(2)]
+    assert len(batches) == 4
+    assert not torch.equal(*epochs)
+    assert all(torch.equal(epoch.sort().values, torch.arange(32)) for epoch in epochs)
+    found = [(pixel, label) for x, y in batches for pixel, label in zip(x, y, strict=True)]
+    assert all(round(float(pixel[0, 0, 0]) * 255) == int(label) for pixel, label in found)
+
+
+def test_rows_are_chosen_by_globs_and_a_limit() -> None:
+    result = run("observers", select=["MSE*", "min-max x histogram"], limit=2)
+    names = [row.name for row in result.rows]
+    assert names == ["float", "min-max x histogram", "MSE x histogram"]
+    with pytest.raises(RecipeError, match=r"'W8\*' matches no row .* 112, such as 'W4A32, BN"):
+        run("qat", select=["W8*"])
 
 
 def test_an_unknown_study_is_an_error() -> None:
