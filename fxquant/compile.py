@@ -292,6 +292,8 @@ def _round_weights(
     settings = recipe.reconstruction
     if settings.method == "none":
         return []
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise CompileError(f'device={device!r}: torch sees no CUDA device here; give "cpu"')
     if settings.method == "gptq":
         return gptq(
             stages["simulated"],

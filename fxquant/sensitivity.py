@@ -196,7 +196,7 @@ def measure(
         data = list(data)
     if isinstance(model, nn.Module) and not isinstance(model, CompiledModel):
         recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
-        plain = recipe.replace({"bias_correction": False})
+        plain = recipe.replace({"bias_correction": False, "reconstruction.method": "none"})
         model = compile(model, plain, calibration=data, target="reference", progress=progress)
     if "simulated" not in model.stages:
         raise ModelError(

@@ -195,9 +195,9 @@ def _measure(
 ) -> Sensitivity:
     if arguments.calibration is None:
         raise CalibrationError("the outputs are measured on images; add --calibration DIR")
-    batches = options.open_calibration(arguments, recipe)
     # Grids are what counts here; a rounding would be learned for nothing.
     nearest = recipe.replace({"reconstruction.method": "none"})
+    batches = options.open_calibration(arguments, nearest)
     return fxquant.sensitivity(
         options.open_model(arguments),
         nearest,
