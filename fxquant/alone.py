@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx
 from tqdm import tqdm
 
-from fxquant.one_at_a_time import _Runner as Runner
-from fxquant.one_at_a_time import first_tensor
+from fxquant.one_at_a_time import Runner, first_tensor
 from fxquant.quantizers import ActivationQuantizer, WeightQuantizer
 from fxquant.simulated_forms import SimulatedForm
 from passes import FusedLayer, copy_sharing_tensors

@@ -23,6 +23,7 @@ from fxquant.equalize import equalize
 from fxquant.errors import (
     CalibrationError,
     CompileError,
+    InputError,
     ModelError,
     RecipeError,
     TargetError,
@@ -30,7 +31,6 @@ from fxquant.errors import (
 )
 from fxquant.finish import lower_simulated
 from fxquant.migrate import reparameterize, smooth_quant
-from fxquant.operations import layer_of
 from fxquant.plan import Plan, make_plan
 from fxquant.quantize_weights import weight_quantizers
 from fxquant.quantizers import ActivationQuantizer
@@ -39,31 +39,20 @@ from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report import Report, format_diff
 from fxquant.simulated_forms import link_forms, simulated_forms
 from fxquant.split_outliers import split_outlier_channels
+from fxquant.stage_passes import canonical_passes, fusing_passes
 from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
 from fxquant.trace import trace
 from passes import (
     AssignOneSided,
-    Canonicalize,
-    DecomposeAttention,
-    DeferSoftmaxDivision,
-    EliminateNoops,
-    FoldBatchNorm,
-    FoldConstants,
-    FuseConvBnRelu,
-    InferRanges,
     InsertQuantDequant,
-    InsideBlocks,
     Pass,
     PassError,
     PassRecord,
     Pipeline,
     QuantizerSite,
     ReplaceIntegerOps,
-    SplitSharedModules,
     UnsupportedGraphError,
-    add_relu,
     copy_sharing_tensors,
-    module_path,
 )
 
 __all__ = ["compile", "load"]
@@ -98,7 +87,8 @@ def compile(
     torchrun every process computes its share of the images and returns the same model.
 
     Raises ModelError and TraceError for the model, RecipeError for the recipe, CalibrationError
-    for the data, TargetError for the target, CompileError where a pass broke its contract.
+    for the data, TargetError for the target, InputError for the device, CompileError where a
+    pass broke its contract.
     """
     if target not in TARGETS:
         raise TargetError(
@@ -112,6 +102,7 @@ def compile(
             f"a recipe is a Recipe or the name of one, found a {type(recipe).__name__}: "
             "Recipe.from_dict and Recipe.from_toml make one"
         )
+    _check_device(device)
     data = _open(model, recipe, calibration)
     stages: dict[str, fx.GraphModule] = {}
     records: list[PassRecord] = []
@@ -125,10 +116,10 @@ def compile(
 
     traced = trace(model, len(data.first))
     probe = _probe(traced.graph_module, data.first)
-    float_graph = run("float", traced.graph_module, _canonical_passes())
+    float_graph = run("float", traced.graph_module, canonical_passes())
     recipe.check_selectors(*_modules(float_graph))
 
-    fused = run("fused", copy_sharing_tensors(float_graph), _fusing_passes(recipe))
+    fused = run("fused", copy_sharing_tensors(float_graph), fusing_passes(recipe))
     notes = equalize(fused) if recipe.equalize else []
     notes += _migrate(fused, recipe, data)
     plan = make_plan(fused, recipe)
@@ -217,53 +208,16 @@ def load(path: str | Path, target: str = "x86") -> CompiledModel:
 # -- the steps ---------------------------------------------------------------------------
 
 
-def _canonical_passes() -> list[Pass]:
-    return [
-        Canonicalize(),
-        SplitSharedModules(),
-        EliminateNoops(),
-        FoldConstants(),
-        DecomposeAttention(),
-    ]
-
-
-def _fusing_passes(recipe: Recipe) -> list[Pass]:
-    """`fusion` says where batch norms are folded and activations and residuals are fused."""
-    defer = DeferSoftmaxDivision(lambda node: _divides_behind(recipe, node))
-    if recipe.fusion == "none":
-        return [defer, InferRanges()]
-    inside = InsideBlocks()
-
-    def where(node: fx.Node) -> bool:
-        return recipe.fusion == "all" or inside(node)
-
-    def fusible(node: fx.Node) -> bool:
-        # On integers alone, the sum of a residual and an accumulator has no form of its own.
-        joins = node.target in (torch.add, add_relu)
-        if joins and recipe.requantization == "dyadic":
-            return False
-        return where(node) and not _joins_linear(node)
-
-    folding: list[Pass] = [FoldBatchNorm(where)] if recipe.fold_batch_norm else []
-    return [*folding, FuseConvBnRelu(fusible), defer, InferRanges()]
-
-
-def _divides_behind(recipe: Recipe, node: fx.Node) -> bool:
-    name = str(getattr(node.target, "__name__", ""))
-    operations = recipe.operations_for(module_path(node), name)
-    float_softmax = operations.softmax == "float" and recipe.requantization == "float"
-    quantized = recipe.spec_for_output(module_path(node), name) is not None
-    return float_softmax and quantized and operations.probabilities == "per_row"
-
-
-def _joins_linear(node: fx.Node) -> bool:
-    # A residual that a linear layer takes in would put a transformer's residual stream, which
-    # needs more than 8 bits, on an 8-bit grid.
-    if node.target not in (torch.add, add_relu):
-        return False
-    root = node.graph.owning_module
-    assert root is not None
-    return any(isinstance(layer_of(source, root), nn.Linear) for source in node.all_input_nodes)
+def _check_device(device: str) -> None:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f'device={device!r} is no device: give "cpu" or "cuda:N"') from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            'give "cpu"'
+        )
 
 
 def _migrate(fused: fx.GraphModule, recipe: Recipe, data: CalibrationSet) -> list[str]:
@@ -292,8 +246,6 @@ def _round_weights(
     settings = recipe.reconstruction
     if settings.method == "none":
         return []
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise CompileError(f'device={device!r}: torch sees no CUDA device here; give "cpu"')
     if settings.method == "gptq":
         return gptq(
             stages["simulated"],

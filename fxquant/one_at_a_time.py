@@ -19,7 +19,7 @@ from fxquant.spec import QuantSpec
 from passes import FusedLayer, copy_sharing_tensors, module_path
 from passes.infra.verify import flatten
 
-__all__ = ["OneAtATime", "Sums", "What"]
+__all__ = ["OneAtATime", "Runner", "Sums", "What", "first_tensor"]
 
 What = Literal["weight", "activation"]
 
@@ -79,7 +79,7 @@ class OneAtATime:
         if not any(self.weights.values()) and not self.choices:
             raise RecipeError(f"recipe {q.recipe.name} quantizes no layer: nothing to measure")
         self.widths = widths
-        self.runner = _Runner(self.graph)
+        self.runner = Runner(self.graph)
 
     def float_output(self, batch: tuple[Any, ...]) -> Tensor:
         """What the float network gives."""
@@ -92,12 +92,15 @@ class OneAtATime:
         """
         runner, seen = self.runner, set()
         runner.start(batch)
+        self.values.clear()
         for node in runner.nodes:
             if node.op == "call_module":
                 path = str(node.target)
                 module = self.graph.get_submodule(path)
                 if isinstance(module, FusedLayer) and node.name in self.weights[self.widths[0]]:
-                    self.values[module_path(node)] = _weight(module).numel()
+                    # The parts of a layer that was split have its path.
+                    before = self.values.get(module_path(node), 0)
+                    self.values[module_path(node)] = before + _weight(module).numel()
                     for width in self.widths:
                         module.weight_quantizer = self.weights[width][node.name]
                         yield (module_path(node), "weight", width), runner.rest()
@@ -113,7 +116,7 @@ class OneAtATime:
             runner.step()
 
 
-class _Runner(fx.Interpreter):
+class Runner(fx.Interpreter):
     """Walks over a graph in float, and from where it stands computes the rest aside."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -122,11 +125,13 @@ class _Runner(fx.Interpreter):
         self.nodes = list(graph.graph.nodes)
 
     def start(self, batch: tuple[Any, ...]) -> None:
+        """Stand in front of the first node, with the arguments `batch`."""
         self.env = {}
         self.args_iter = iter(batch)
         self.position = 0
 
     def step(self) -> Any:
+        """Run the next node; returns its value."""
         node = self.nodes[self.position]
         self.position += 1
         result = self.env[node] = self.run_node(node)
@@ -135,6 +140,7 @@ class _Runner(fx.Interpreter):
         return result
 
     def rest(self) -> Tensor:
+        """The output from here on, without moving."""
         values, position = dict(self.env), self.position
         result: Any = None
         while self.position < len(self.nodes):

@@ -225,7 +225,7 @@ def measure(
             for key, found in bench.outputs(batch):
                 sums.setdefault(key, Sums()).add(expected, found, label)
     rows = [
-        Effect(path, what, width, bench.values.get(path, 0), *entry.result())
+        Effect(path, what, width, bench.values[path] if what == "weight" else 0, *entry.result())
         for (path, what, width), entry in sums.items()
     ]
     return Sensitivity(tuple(rows), model.recipe.name, total.images, total.result()[2])

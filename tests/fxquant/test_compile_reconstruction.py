@@ -178,3 +178,9 @@ def test_what_is_compiled_saves_and_loads(tmp_path: Path) -> None:
 def test_an_unknown_ending_is_told_from_the_known_ones(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         fxquant.compile(model(), name, calibration=images())
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_the_work(device: str) -> None:
+    with pytest.raises(fxquant.InputError, match=f"device='{device}'"):
+        fxquant.compile(nn.Linear(3, 3), "w8a8", calibration=torch.zeros(0), device=device)
