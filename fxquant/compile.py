@@ -103,6 +103,11 @@ def compile(
             "Recipe.from_dict and Recipe.from_toml make one"
         )
     _check_device(device)
+    if (resume or checkpoint is not None) and not recipe.reconstruction.learned:
+        raise RecipeError(
+            f"checkpoint and resume are for learned roundings, and recipe {recipe.name} learns "
+            "none: choose one that ends in _adaround, _brecq, _qdrop or _pdquant"
+        )
     data = _open(model, recipe, calibration)
     stages: dict[str, fx.GraphModule] = {}
     records: list[PassRecord] = []

@@ -369,6 +369,8 @@ class Recipe:
             Selector("modules", self.start_at).check("start_at", names, types)
         for index, text in enumerate(self.float):
             Selector.parse(text).check(f"float[{index}]", names, types)
+        for index, text in enumerate(self.reconstruction.blocks):
+            Selector.parse(text).check(f"reconstruction.blocks[{index}]", names, types)
         for index, override in enumerate(self.overrides):
             override.selector.check(f"overrides[{index}]", names, types)
 

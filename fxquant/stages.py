@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx
 
 from fxquant.errors import CompileError
 from passes import tensor_info
+
+_FOLLOWS = re.compile(r"its (consumers are|operand \S+ is) float")
 
 __all__ = ["check_integer_graph", "check_integers_only"]
 
@@ -55,10 +58,9 @@ def check_integers_only(integer: fx.GraphModule, reasons: Mapping[str, str]) -> 
             before.add(node)
     between = [node for node in nodes if node in behind and node in before and _is_float(node)]
     stayed = dict.fromkeys(str(node.meta.get("simulated", node.name)) for node in between)
-    named = [f"{name} ({reasons[name]})" for name in stayed if name in reasons] or list(stayed)
-    if named:
+    if stayed:
         raise CompileError(
-            f"integers alone are asked for, and these operations stayed float: {', '.join(named)}; "
+            f"integers alone are asked for, and operations stayed float: {_why(stayed, reasons)}; "
             'choose integer forms in the recipe\'s operations, or requantization = "float"'
         )
     for node in nodes:
@@ -70,6 +72,20 @@ def check_integers_only(integer: fx.GraphModule, reasons: Mapping[str, str]) -> 
                     f"integer graph: {node.name} reads the float tensor {source.name}, although "
                     "integers alone were asked for"
                 )
+
+
+def _why(stayed: Iterable[str], reasons: Mapping[str, str]) -> str:
+    """Names by reason; what follows from another operation's being float is left out."""
+    groups: dict[str, list[str]] = {}
+    for name in stayed:
+        # Without a reason it runs on integers and only yields floats to what does not.
+        if name in reasons:
+            groups.setdefault(reasons[name], []).append(name)
+    causes = {why: names for why, names in groups.items() if not _FOLLOWS.match(why)}
+    return "; ".join(
+        f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''} ({why})"
+        for why, names in (causes or groups).items()
+    ) or ", ".join(stayed)
 
 
 def _is_float(node: fx.Node) -> bool:

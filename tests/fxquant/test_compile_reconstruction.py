@@ -184,3 +184,16 @@ def test_an_unknown_ending_is_told_from_the_known_ones(name: str, message: str) 
 def test_a_device_that_is_not_there_is_refused_before_the_work(device: str) -> None:
     with pytest.raises(fxquant.InputError, match=f"device='{device}'"):
         fxquant.compile(nn.Linear(3, 3), "w8a8", calibration=torch.zeros(0), device=device)
+
+
+def test_a_checkpoint_without_a_learned_rounding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="recipe w8a8 learns none"):
+        fxquant.compile(
+            Residual(), "w8a8", calibration=images(), checkpoint=tmp_path / "x.pt", resume=True
+        )
+
+
+def test_a_block_that_no_module_has_is_named_by_its_selector() -> None:
+    recipe = fxquant.Recipe.named("w4a8_brecq").replace({"reconstruction.blocks": ["conv9"]})
+    with pytest.raises(RecipeError, match=r"reconstruction.blocks\[0\]: 'conv9' matches no module"):
+        fxquant.compile(Residual(), recipe, calibration=images())

@@ -208,7 +208,9 @@ def test_the_dispatch_mode_does_fail_on_floats() -> None:
 
 def test_an_operation_that_stays_float_in_between_is_an_error_that_names_it() -> None:
     recipe = Recipe.named("vit_w8a8_integer").replace({"operations.softmax": "float"})
-    with pytest.raises(CompileError, match=r"softmax \(the recipe keeps softmax in float"):
+    with pytest.raises(
+        CompileError, match=r"softmax, softmax_1 \(the recipe keeps softmax in float\); choose"
+    ):
         fxquant.compile(vit(), recipe, calibration=images(2).split(2), target="reference")
 
 
