@@ -73,6 +73,18 @@ class CalibrationSet:
             rest, self._rest = self._rest, None
             yield from itertools.chain([self.first], rest)
 
+    def head(self, images: int) -> Iterator[tuple[Any, ...]]:
+        """The batches of the first images; 0: of all."""
+        seen = 0
+        for batch in self:
+            if not images:
+                yield batch
+                continue
+            yield tuple(_head(value, images - seen) for value in batch)
+            seen += _size(batch)
+            if seen >= images:
+                return
+
     @property
     def batches(self) -> int | None:
         """The number of batches, where the source can tell."""

@@ -156,11 +156,12 @@ def compile(
     means = InputMeans(simulated)
     # A rounding that looks at the outputs leaves their means where they are.
     corrects_bias = recipe.bias_correction and recipe.reconstruction.method == "none"
+    scale_images = recipe.reconstruction.scale_images if recipe.reconstruction.learned else 0
     with means.collecting() if corrects_bias else nullcontext():
         calibrate(
             simulated,
-            data if sites or corrects_bias else [],
-            batches=data.batches,
+            data.head(scale_images) if sites or corrects_bias else [],
+            batches=data.batches if not scale_images else None,
             progress=progress,
         )
     if corrects_bias:

@@ -114,6 +114,7 @@ RECONSTRUCTION_KEYS: Keys = {
     "fisher": _boolean,
     "damping": _number(0, 10),
     "memory_gib": _number(0.01, 10**5),
+    "scale_images": _number(0, 10**7, integer=True),
     "seed": _number(0, 2**31 - 1, integer=True),
     "blocks": _texts,
 }
@@ -154,8 +155,10 @@ class ReconstructionRecipe:
         fisher: weight block errors by the diagonal Fisher information. Blocks of transformers
             always do, averaged over the images (see `fxquant.reconstruct.objectives`).
         damping: of GPTQ's Hessian, as a share of its mean diagonal.
-        memory_gib: what the process may hold; half of it for cached values, the rest of which
-            go to temporary files.
+        memory_gib: what the process may hold. Cached values have what the process and the
+            training of a block leave of it; the rest of them go to temporary files.
+        scale_images: calibration images that the ranges of the activations come from, where a
+            rounding is learned; 0: all.
         seed: of everything random.
         blocks: selectors of modules that are a block each; the rest is partitioned by itself.
 
@@ -182,6 +185,7 @@ class ReconstructionRecipe:
     fisher: bool = False
     damping: float = 0.01
     memory_gib: float = 4.0
+    scale_images: int = 256
     seed: int = 0
     blocks: tuple[str, ...] = ()
 

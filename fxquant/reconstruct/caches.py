@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import resource
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +19,31 @@ from torch import Tensor
 
 from fxquant.errors import CompileError
 
-__all__ = ["Caches", "Rows"]
+__all__ = ["Caches", "Rows", "room_for_values"]
 
-_SHARE = 0.5  # of the memory that may be cached values; the rest computes
+_LEAST = 1 / 16  # of the memory is for cached values, whatever a block takes
 _RELEASE = 64 * 2**20  # bytes of a mapped file that are touched before its pages are let go
+
+
+def room_for_values(memory_gib: float, work: float) -> int:
+    """Bytes left for cached values of what the whole process may hold.
+
+    Args:
+        memory_gib: the bound.
+        work: bytes that the training of one block takes.
+    """
+    memory = memory_gib * 2**30
+    return int(max(memory - _resident() - work, memory * _LEAST))
+
+
+def _resident() -> int:
+    """Bytes that this process holds already."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux: the most it has ever held, in kilobytes (bytes on macOS)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return pages * os.sysconf("SC_PAGESIZE")
 
 
 class Rows:
@@ -71,11 +94,11 @@ class Caches:
     """Makes `Rows` within a memory budget, and removes the files at the end.
 
     Args:
-        memory_gib: what the whole process may hold; half of it is for cached values.
+        room: bytes of the values in memory.
     """
 
-    def __init__(self, memory_gib: float) -> None:
-        self._free = int(memory_gib * _SHARE * 2**30)
+    def __init__(self, room: float) -> None:
+        self._free = int(room)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[int, Path] = {}
         self._count = 0

@@ -20,6 +20,9 @@ from passes import FusedLayer, tensor_info
 
 __all__ = ["gptq"]
 
+# Of the memory, for activations. Fixed, not what the process leaves: the same images every time.
+_SHARE = 0.5
+
 
 @torch.no_grad()
 def gptq(
@@ -44,7 +47,8 @@ def gptq(
         damping: added to the diagonal of the Hessian, in units of its mean.
         block_size: columns whose corrections are applied to the rest at once.
         activation_order: round the columns with the largest inputs first.
-        memory_gib: bound on the activations kept. Where not all images fit, the first are used.
+        memory_gib: of the process; half of it for activations. Where not all images fit, the
+            first are used.
         progress: show a bar.
 
     Returns:
@@ -132,7 +136,7 @@ class _SideBySide:
             final = max(readers, key=place.__getitem__, default=node)
             self.dies.setdefault(final, []).append(node)
         self.images, self.left_out = 0, 0
-        fit = max(1, int(memory / max(1, self._bytes_an_image())))
+        fit = max(1, int(memory * _SHARE / max(1, self._bytes_an_image())))
         inputs = [node for node in nodes if node.op == "placeholder"]
         self.values: list[dict[fx.Node, Any]] = []
         for batch in data:

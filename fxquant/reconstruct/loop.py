@@ -13,12 +13,20 @@ from torch import Tensor, fx
 from fxquant.errors import CompileError, ModelError
 from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.quantizers.learned_step import can_learn, set_scale
-from fxquant.recipe_reconstruction import ReconstructionRecipe
-from fxquant.reconstruct.caches import Caches, Rows
+from fxquant.recipe_reconstruction import ReconstructionRecipe, Schedule
+from fxquant.reconstruct.caches import Caches, Rows, room_for_values
 from fxquant.reconstruct.checkpoint import Checkpoint, digest
 from fxquant.reconstruct.distribution import batch_norm_statistics
 from fxquant.reconstruct.objectives import Prediction, channel_dim, is_token_block
-from fxquant.reconstruct.subgraph import Part, Step, cut, macs_of, network_output, order_steps
+from fxquant.reconstruct.subgraph import (
+    Part,
+    Step,
+    cut,
+    macs_of,
+    network_output,
+    order_steps,
+    work_bytes,
+)
 from fxquant.reconstruct.targets import corrected_values, fisher_weights
 from fxquant.reconstruct.train import BlockData, train_block
 from fxquant.reconstruct.trainable import TrainableBlock, on_device
@@ -80,10 +88,10 @@ def reconstruct(
     except UnsupportedGraphError as error:
         raise ModelError(f"reconstruction: {error}") from error
     schedule = settings.schedule_for(macs_of(fused), len(parts))
-    with Caches(settings.memory_gib) as caches:
+    run = _Run(simulated, fused, parts, schedule)
+    with Caches(room_for_values(settings.memory_gib, run.work())) as caches:
         values = Values(caches, schedule, torch.device(device))
-        run = _Run(simulated, fused, parts, values, progress=progress)
-        run.read(data, float_graph)
+        run.read(values, data, float_graph, progress=progress)
         mark = digest(simulated, settings, [part.name for part in parts], values.sums)
         if resume and checkpoint is not None and checkpoint.exists():
             done = Checkpoint.resume(checkpoint, mark)
@@ -99,14 +107,10 @@ class _Run:
         simulated: fx.GraphModule,
         fused: fx.GraphModule,
         blocks: Sequence[Any],
-        values: Values,
-        *,
-        progress: bool,
+        schedule: Schedule,
     ) -> None:
-        self.simulated, self.fused, self.values = simulated, fused, values
+        self.simulated, self.fused, self.schedule = simulated, fused, schedule
         self.done = Checkpoint("")
-        self.schedule = values.schedule
-        self.progress = progress and values.share.rank == 0
         self.notes: list[str] = []
         trained = [block for block in blocks if self._is_trained(block)]
         self.output = network_output(fused)
@@ -146,8 +150,27 @@ class _Run:
                     return True
         return False
 
-    def read(self, data: Iterable[tuple[Any, ...]], float_graph: fx.GraphModule | None) -> None:
+    def work(self) -> float:
+        """Bytes that computing takes beside the cached values, as the largest block needs them."""
+        sizes = [
+            work_bytes(cut(self.fused, step.output, self.boundary).module)
+            for step in self.steps
+            if step.block is not None
+        ]
+        whole = work_bytes(self.fused) if self.judges else 0.0
+        return self.schedule.batch_size * (max(sizes, default=0.0) + whole)
+
+    def read(
+        self,
+        values: Values,
+        data: Iterable[tuple[Any, ...]],
+        float_graph: fx.GraphModule | None,
+        *,
+        progress: bool,
+    ) -> None:
         """Cache the images and what the float network makes of them."""
+        self.values = values
+        self.progress = progress and values.share.rank == 0
         names = [node.name for node in self.fused.graph.nodes if node.op == "placeholder"]
         wanted = {name for step in self.steps for name in step.inputs}
         self.values.read(data, names, wanted)

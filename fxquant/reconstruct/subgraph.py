@@ -13,7 +13,20 @@ from torch import Tensor, fx
 from fxquant.errors import CompileError
 from passes import FusedLayer, tensor_info
 
-__all__ = ["Part", "Step", "cut", "macs_of", "network_output", "order_steps", "trainable_layers"]
+__all__ = [
+    "Part",
+    "Step",
+    "cut",
+    "macs_of",
+    "network_output",
+    "order_steps",
+    "trainable_layers",
+    "work_bytes",
+]
+
+# What training holds for each value of a node: itself, before its activation, as codes, the slope
+# for the step, a gradient. ResNet-18's first block takes 3.9.
+_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,19 @@ def macs_of(graph: fx.GraphModule) -> float:
             if source is not None:
                 total += math.prod(source.shape) * weight.numel() / outputs
     return total / images
+
+
+def work_bytes(graph: fx.GraphModule) -> float:
+    """About how many bytes training a part takes for each image, weights left out."""
+    total, images = 0.0, 1
+    for node in graph.graph.nodes:
+        info = tensor_info(node)
+        if info is None or node.op in ("get_attr", "output"):
+            continue
+        if node.op == "placeholder" and info.shape:
+            images = max(1, info.shape[0])
+        total += math.prod(info.shape) * info.dtype.itemsize
+    return _COPIES * total / images
 
 
 def trainable_layers(module: fx.GraphModule) -> dict[str, FusedLayer]:

@@ -100,3 +100,29 @@ def test_an_iterator_is_kept_where_it_is_read_again() -> None:
     data = CalibrationSet(iter(batches), model=nn.Linear(3, 3), images=5, sweeps=2)
     first, second = ([len(batch[0]) for batch in data] for _ in range(2))
     assert first == second == [2, 2, 1]
+
+
+def test_the_head_of_the_data_ends_within_a_batch() -> None:
+    data = CalibrationSet([images(4), images(4), images(4)], model=ONE_INPUT)
+    assert [len(batch[0]) for batch in data.head(6)] == [4, 2]
+    assert [len(batch[0]) for batch in data.head(0)] == [4, 4, 4]
+
+
+def test_learned_rounding_takes_the_ranges_from_the_first_images() -> None:
+    calibration = torch.cat([images(4), images(4) * 9])
+
+    def scale(images_for_scales: int) -> float:
+        q = compiled(
+            conv_net(),
+            {
+                "activations.observer": "min_max",
+                "reconstruction.method": "adaround",
+                "reconstruction.iterations": 1,
+                "reconstruction.scale_images": images_for_scales,
+            },
+            calibration=calibration,
+        )
+        grid = q.stages["simulated"].get_submodule(q.report.quantizers[0].path)
+        return float(grid.qparams.scale)  # type: ignore[union-attr,operator]
+
+    assert scale(0) == pytest.approx(9 * scale(4), rel=1e-4)

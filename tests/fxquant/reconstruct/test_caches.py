@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fxquant.errors import CompileError
-from fxquant.reconstruct.caches import Caches
+from fxquant.reconstruct.caches import Caches, room_for_values
 
-MEBIBYTE = 1 / 1024
+KIBIBYTE, MEBIBYTE = 2**10, 2**20
 
 
 def test_what_does_not_fit_into_memory_goes_to_a_file() -> None:
     like = torch.zeros(4, 1000)
-    with Caches(0.01 * MEBIBYTE) as small, Caches(1.0) as large:
+    with Caches(5 * KIBIBYTE) as small, Caches(MEBIBYTE) as large:
         on_disk, in_memory = (caches.make(50, 4, like, "x") for caches in (small, large))
         assert not on_disk.in_memory
         assert in_memory.in_memory
@@ -28,7 +28,7 @@ def test_what_does_not_fit_into_memory_goes_to_a_file() -> None:
 
 def test_room_that_is_given_back_is_used_again() -> None:
     like = torch.zeros(1, 1024)
-    with Caches(2 * MEBIBYTE) as caches:
+    with Caches(MEBIBYTE) as caches:
         first = caches.make(200, 1, like, "x")
         assert first.in_memory
         assert not caches.make(200, 1, like, "x").in_memory
@@ -37,7 +37,7 @@ def test_room_that_is_given_back_is_used_again() -> None:
 
 
 def test_files_are_gone_afterwards() -> None:
-    with Caches(0.0) as caches:
+    with Caches(0) as caches:
         rows = caches.make(10, 1, torch.zeros(1, 8), "x")
         (path,) = caches._files.values()
         folder = Path(path).parent
@@ -52,7 +52,7 @@ def test_pages_of_a_file_are_given_back_and_keep_their_values(
 ) -> None:
     monkeypatch.setattr("fxquant.reconstruct.caches._RELEASE", 1)
     values = torch.randn(16, 64)
-    with Caches(0.0) as caches:
+    with Caches(0) as caches:
         rows = caches.make(16, 1, values[:1], "x")
         rows.write(0, values)
         assert torch.equal(rows.take(slice(0, 16)), values)
@@ -60,12 +60,22 @@ def test_pages_of_a_file_are_given_back_and_keep_their_values(
 
 def test_several_rows_of_an_image_stay_together() -> None:
     windows = torch.randn(6, 5)  # three images of two windows
-    with Caches(1.0) as caches:
+    with Caches(MEBIBYTE) as caches:
         rows = caches.make(3, 3, windows, "x")
         rows.write(0, windows)
         assert torch.equal(rows.take(torch.tensor([2, 0])), windows[[4, 5, 0, 1]])
 
 
 def test_refuses_values_without_images_along_the_first_dimension() -> None:
-    with Caches(1.0) as caches, pytest.raises(CompileError, match=r"the value cls of shape \[3\]"):
+    with (
+        Caches(MEBIBYTE) as caches,
+        pytest.raises(CompileError, match=r"the value cls of shape \[3\]"),
+    ):
         caches.make(10, 2, torch.zeros(3), "cls")
+
+
+def test_cached_values_have_what_the_process_and_the_work_leave() -> None:
+    held = 100 * 2**30 - room_for_values(100, 0)
+    assert 100 * MEBIBYTE < held < 2**34  # torch alone takes more than the one
+    assert held + room_for_values(100, 2**30) == pytest.approx(99 * 2**30, rel=0.01)
+    assert room_for_values(1, 2**40) == 2**30 // 16

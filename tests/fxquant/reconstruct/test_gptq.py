@@ -299,7 +299,7 @@ def test_images_beyond_the_memory_are_left_out() -> None:
     graph, x = two_layers(), random(8, 3, 8, 8)
     verify.run_and_annotate(graph, (x[:1],), name="test")
     # The input and the first convolution's output live side by side: 408 floats an image.
-    budget = 5 * 408 * 4 / 2**30
+    budget = 2 * 5 * 408 * 4 / 2**30
     notes = gptq(graph, [(batch,) for batch in x.split(2)], memory_gib=budget)
     assert "on 4 images" in notes[0]
     assert notes[1].startswith("gptq: 4 images left out")

@@ -125,7 +125,7 @@ def test_values_on_disk_give_the_same_bits_as_in_memory(
 ) -> None:
     in_memory, on_disk = graphs(), graphs()
     run(in_memory, settings(method))
-    monkeypatch.setattr("fxquant.reconstruct.caches._SHARE", 0.0)
+    monkeypatch.setattr("fxquant.reconstruct.loop.room_for_values", lambda *_: 0)
     run(on_disk, settings(method))
     left, right = state(in_memory.simulated), state(on_disk.simulated)
     assert all(torch.equal(left[path], right[path]) for path in left)

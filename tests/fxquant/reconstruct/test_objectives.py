@@ -73,7 +73,7 @@ def test_weights_have_the_mean_one() -> None:
     squared = torch.rand(5, 3, 2) ** 4
     assert float(average_fisher(squared.sum(0, keepdim=True)).mean()) == pytest.approx(1)
     assert float(average_fisher(torch.zeros(1, 3)).mean()) == 1
-    with Caches(1.0) as caches:
+    with Caches(2**20) as caches:
         rows = caches.make(5, 5, squared, "x")
         rows.write(0, squared)
         assert float(scaled_fisher(rows, 5, Share(), 2).tensor.mean()) == pytest.approx(1)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.reconstruct.subgraph import cut, network_output, order_steps
+from fxquant.reconstruct.subgraph import cut, network_output, order_steps, work_bytes
+from passes.infra import verify
 from passes.partition_blocks import partition_blocks
 from tests.fxquant.reconstruct.graphs import graphs
 from tests.fxquant.small_networks import module
@@ -79,3 +80,11 @@ def test_what_no_block_needs_is_no_step() -> None:
     blocks = partition_blocks(found.fused, "block")
     steps = order_steps(found.fused, blocks, {blocks[0].name}, end=False)
     assert [step.block for step in steps] == [blocks[0].name]
+
+
+def test_the_work_of_a_part_grows_with_its_values() -> None:
+    model = module(lambda self, x: torch.relu(torch.exp(x)))
+    graph = fx.symbolic_trace(model)
+    verify.run_and_annotate(graph, (torch.zeros(2, 3, 4, 4),), name="test")
+    # Three values of 48 floats an image: the input, its exponential, and what is left of that.
+    assert work_bytes(graph) == 4 * 3 * 48 * 4
