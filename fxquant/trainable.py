@@ -10,13 +10,14 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.dynamic import QuantizedRecurrent
 from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
+from fxquant.quantizers.learned_step import learned_step
 from fxquant.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.simulated_forms import SimulatedForm
 from fxquant.spec import LARGEST_SCALE, SMALLEST_SCALE, QParams
@@ -27,48 +28,12 @@ __all__ = [
     "TrainableActivation",
     "TrainableWeight",
     "batch_norms",
-    "learned_step",
     "to_simulated",
     "to_trainable",
 ]
 
 _CELL = 0.49  # of a step: how far from its code a weight may lie at the start
 _FINEST = 256  # a channel's step is at most this many times finer than the tensor's
-
-
-class _LearnedStep(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, step: Tensor, low: Any, high: Any, gradient_scale: float
-    ) -> Tensor:
-        steps = x * step.reciprocal()
-        ctx.save_for_backward(steps, step)
-        ctx.bounds, ctx.gradient_scale = (low, high), gradient_scale
-        return steps.round().clamp_(low, high).mul_(step)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        steps, step = ctx.saved_tensors
-        low, high = ctx.bounds
-        gradient = gradients[0]
-        inside = (steps >= low) & (steps <= high)
-        for_step = None
-        if ctx.needs_input_grad[1]:
-            slope = steps.round().clamp_(low, high).sub_(steps * inside)
-            for_step = (gradient * slope).sum_to_size(step.shape) * ctx.gradient_scale
-        return gradient * inside, for_step, None, None, None
-
-
-def learned_step(
-    x: Tensor, step: Tensor, low: float | Tensor, high: float | Tensor, gradient_scale: float = 1.0
-) -> Tensor:
-    """``step·clamp(round(x / step), low, high)`` with gradients to `x` and `step` (LSQ).
-
-    `step` broadcasts over `x`; `low` and `high` are the codes' bounds less the zero point. With
-    v = x / step, inside the bounds dy/dx = 1 and dy/dstep = round(v) − v, outside 0 and the bound
-    (Esser et al. 2020, equations 3 and 5); `gradient_scale` multiplies the gradient of `step`.
-    """
-    return cast(Tensor, _LearnedStep.apply(x, step, low, high, gradient_scale))
 
 
 class _Trainable(nn.Module):

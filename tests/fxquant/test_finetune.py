@@ -14,8 +14,9 @@ from fxquant.evaluate import evaluate
 from fxquant.finetune import TrainingError, finetune
 from fxquant.observers import weight_qparams
 from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer
+from fxquant.quantizers.learned_step import learned_step
 from fxquant.spec import QuantSpec
-from fxquant.trainable import learned_step, to_simulated, to_trainable
+from fxquant.trainable import to_simulated, to_trainable
 from passes import FusedLayer
 from tests.fxquant.small_networks import Residual, compiled, images
 
