@@ -34,7 +34,7 @@ from fxquant.migrate import reparameterize, smooth_quant
 from fxquant.plan import Plan, make_plan
 from fxquant.quantize_weights import weight_quantizers
 from fxquant.quantizers import ActivationQuantizer
-from fxquant.recipe import Recipe, Selector
+from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report import Report, format_diff
 from fxquant.simulated_forms import link_forms, simulated_forms
@@ -260,13 +260,11 @@ def _round_weights(
             memory_gib=settings.memory_gib,
             progress=progress,
         )
-    selectors = [Selector.parse(text) for text in settings.blocks]
     return reconstruct(
         stages["simulated"],
         stages["fused"],
         data,
         settings,
-        blocks=[selector.matches for selector in selectors],
         float_graph=stages["float"],
         checkpoint=None if checkpoint is None else Path(checkpoint),
         resume=resume,

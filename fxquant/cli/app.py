@@ -53,6 +53,11 @@ COMMANDS: dict[str, Command] = {
         choosing.add_sensitivity,
         choosing.run_sensitivity,
     ),
+    "blocks": (
+        "what a recipe reconstructs as one, as a tree",
+        choosing.add_blocks,
+        choosing.run_blocks,
+    ),
     "recipes": (
         "the named recipes, one of them as TOML, or one made for a model",
         choosing.add_recipes,

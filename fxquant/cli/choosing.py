@@ -1,4 +1,4 @@
-"""The commands that help to choose a recipe: recipes, sensitivity."""
+"""The commands that help to choose a recipe: recipes, sensitivity, blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from fxquant.auto_bits import auto_recipe, choose_bits, weight_bytes
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
+from fxquant.reconstruct import find_blocks
 from fxquant.sensitivity import Sensitivity
+from passes import format_tree
 
 AUTO = "auto"
 _WIDTHS = (2, 3, 4, 8)
@@ -58,6 +61,34 @@ def run_sensitivity(arguments: argparse.Namespace) -> Outcome:
         texts.append(f"drew {arguments.plot}")
         data["plot"] = arguments.plot
     return Outcome("\n".join(texts), data)
+
+
+def add_blocks(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant blocks``."""
+    options.add_model(parser)
+    options.add_recipe(parser, default=f"{_LOW_BITS}_brecq", target=False)
+    options.add_calibration(parser, default=options.RANDOM)
+    options.add_common(parser)
+
+
+def run_blocks(arguments: argparse.Namespace) -> Outcome:
+    """The tree of what a recipe reconstructs; images only show the shape of the input."""
+    recipe = options.open_recipe(arguments.recipe, arguments.set)
+    nearest = recipe.replace({"reconstruction.method": "none"})
+    arguments.images = 1
+    fused = fxquant.compile(
+        options.open_model(arguments),
+        nearest,
+        calibration=options.open_calibration(arguments, nearest),
+        target="reference",
+    ).stages["fused"]
+    found = find_blocks(fused, recipe.reconstruction)
+    data = {
+        "model": arguments.model,
+        "granularity": recipe.reconstruction.unit,
+        "blocks": [asdict(block) for block in found],
+    }
+    return Outcome(format_tree(found).rstrip(), data)
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:

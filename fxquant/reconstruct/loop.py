@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,11 +31,25 @@ from fxquant.reconstruct.targets import corrected_values, fisher_weights
 from fxquant.reconstruct.train import BlockData, train_block
 from fxquant.reconstruct.trainable import TrainableBlock, on_device
 from fxquant.reconstruct.values import Values
+from fxquant.selector import Selector
 from passes import FusedLayer, tensor_info
 from passes.infra.errors import UnsupportedGraphError
-from passes.partition_blocks import partition_blocks
+from passes.partition_blocks import Block, partition_blocks
 
-__all__ = ["reconstruct"]
+__all__ = ["find_blocks", "reconstruct"]
+
+
+def find_blocks(fused: fx.GraphModule, settings: ReconstructionRecipe) -> tuple[Block, ...]:
+    """The blocks that `settings` reconstruct one by one, see `passes.partition_blocks`.
+
+    Raises:
+        ModelError: a selector of ``settings.blocks`` picks no block.
+    """
+    named = [Selector.parse(text).matches for text in settings.blocks]
+    try:
+        return partition_blocks(fused, settings.unit or "block", named)
+    except UnsupportedGraphError as error:
+        raise ModelError(f"reconstruction: {error}") from error
 
 
 def reconstruct(
@@ -44,7 +58,6 @@ def reconstruct(
     data: Iterable[tuple[Any, ...]],
     settings: ReconstructionRecipe,
     *,
-    blocks: Sequence[Callable[[str], bool]] = (),
     float_graph: fx.GraphModule | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -64,8 +77,6 @@ def reconstruct(
         fused: the float graph with the same node names.
         data: batches of positional arguments; the first `settings.images` images count.
         settings: the method and its numbers.
-        blocks: predicates on module paths: each names a block of its own, see
-            `passes.partition_blocks`.
         float_graph: with its batch norms, whose statistics `pdquant` corrects inputs to.
         checkpoint: a file that is written after each block, and read where `resume` is true.
         resume: go on behind the blocks that `checkpoint` holds: the same bits as without a break.
@@ -83,10 +94,7 @@ def reconstruct(
     """
     if not settings.learned:
         return []
-    try:
-        parts = partition_blocks(fused, settings.unit or "block", blocks)
-    except UnsupportedGraphError as error:
-        raise ModelError(f"reconstruction: {error}") from error
+    parts = find_blocks(fused, settings)
     schedule = settings.schedule_for(macs_of(fused), len(parts))
     run = _Run(simulated, fused, parts, schedule)
     with Caches(room_for_values(settings.memory_gib, run.work())) as caches:
@@ -106,7 +114,7 @@ class _Run:
         self,
         simulated: fx.GraphModule,
         fused: fx.GraphModule,
-        blocks: Sequence[Any],
+        blocks: Sequence[Block],
         schedule: Schedule,
     ) -> None:
         self.simulated, self.fused, self.schedule = simulated, fused, schedule
@@ -129,7 +137,7 @@ class _Run:
         self.seen: set[str] = set()
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def _is_trained(self, block: Any) -> bool:
+    def _is_trained(self, block: Block) -> bool:
         return any(self._layer(path) is not None for path in block.layers)
 
     def _layer(self, path: str) -> FusedLayer | None:
@@ -139,7 +147,7 @@ class _Run:
             return None
         return layer if isinstance(layer.weight_quantizer, WeightQuantizer) else None
 
-    def _has_tokens(self, blocks: Sequence[Any], trained: Sequence[Any]) -> bool:
+    def _has_tokens(self, blocks: Sequence[Block], trained: Sequence[Block]) -> bool:
         nodes = {node.name: node for node in self.fused.graph.nodes}
         boundary = {block.output for block in blocks} | {n for b in blocks for n in b.inputs}
         for block in trained:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import fxquant
 from fxquant.cli import compiling, main
+from fxquant.cli.app import COMMANDS
 from fxquant.models import load_model
 from fxquant.recipe import GRAMMAR, METHODS
 from fxquant.studies import FUSION, STUDIES
@@ -201,6 +202,16 @@ def test_sensitivity_learns_no_rounding(capsys: pytest.CaptureFixture[str]) -> N
     assert named[0]["rows"] == named[1]["rows"]
 
 
+def test_blocks_are_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--input-shape", "3,8,8")
+    assert main(["blocks", MODEL, *shape]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["conv", "layer1", "fc"]
+    assert lines[0].split()[1:3] == ["1", "layer"]
+    data = run_json(capsys, "blocks", MODEL, *shape, "--set", "reconstruction.granularity=model")
+    assert [child["name"] for child in data["blocks"][0]["children"]] == ["conv", "layer1", "fc"]
+
+
 def test_sensitivity_plots(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     data = run_json(capsys, "sensitivity", MODEL, *CALIBRATION, "--plot", "s.png")
@@ -349,7 +360,7 @@ def test_wrong_words_exit_with_2_too(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["compile", "bench", "evaluate", "inspect", "compare", "sweep", "sensitivity", "recipes"],
+    list(COMMANDS),
 )
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
