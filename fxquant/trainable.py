@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.dynamic import QuantizedRecurrent
 from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
-from fxquant.quantizers.learned_step import learned_step
+from fxquant.quantizers.straight_through import straight_through
 from fxquant.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.simulated_forms import SimulatedForm
 from fxquant.spec import LARGEST_SCALE, SMALLEST_SCALE, QParams
@@ -61,7 +61,7 @@ class _Trainable(nn.Module):
             zeros = self.grid.aligned(zeros, x.dim()).to(x.device)
         low, high = self.grid.qmin - zeros, self.grid.qmax - zeros
         scale = 1 / math.sqrt(max(1, count) * self.grid.qmax)
-        return learned_step(x, self.grid.aligned(step, x.dim()), low, high, scale)
+        return straight_through(x, self.grid.aligned(step, x.dim()), low, high, scale)
 
     def _found(self, step: Tensor) -> QParams:
         scale = step.detach().float().cpu().clamp(SMALLEST_SCALE, LARGEST_SCALE)

@@ -1,42 +1,28 @@
-"""Fake quantization with fixed parameters, and its straight-through gradient."""
+"""Fake quantization with fixed parameters."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxquant.quantizers.straight_through import straight_through
 from fxquant.spec import QParams
 
 _DTYPES = {"int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 _LETTERS = {torch.int8: "s", torch.uint8: "u", torch.int16: "s"}
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Rounds forwards; backwards the gradient passes where the value was not clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, qparams: QParams) -> Tensor:
-        low, high = (qparams.aligned(bound, x.dim()) for bound in qparams.range())
-        half = qparams.aligned(qparams.scale, x.dim()) / 2
-        ctx.save_for_backward((x >= low - half) & (x <= high + half))
-        return qparams.fake_quantize(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None
-
-
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """`QParams.fake_quantize` with the straight-through gradient (Bengio et al. 2013).
-
-    The gradient is 1 within half a step of the range that the codes reach, and 0 outside.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        return cast(Tensor, _StraightThrough.apply(x, qparams))
-    return qparams.fake_quantize(x)
+    """`QParams.fake_quantize` with the gradient of `straight_through` to `x`."""
+    dims = x.dim()
+    if qparams.scale.numel() == 1:
+        zero_point: Any = int(qparams.zero_point)
+    else:
+        zero_point = qparams.aligned(qparams.zero_point, dims)
+    bounds = (qparams.qmin - zero_point, qparams.qmax - zero_point)
+    return straight_through(x, qparams.aligned(qparams.scale, dims), *bounds)
 
 
 class AffineQuantizer(nn.Module):

@@ -5,55 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.quantizers.activation import ActivationQuantizer
+from fxquant.quantizers.straight_through import straight_through
 from fxquant.spec import LARGEST_SCALE, SMALLEST_SCALE, QParams
 
 _WIDEST = 8  # beyond 8 bits a step has nothing to learn
-
-
-def learned_step(
-    x: Tensor, step: Tensor, low: float | Tensor, high: float | Tensor, gradient_scale: float = 1.0
-) -> Tensor:
-    """``step·clamp(round(x / step), low, high)`` with gradients to `x` and `step`.
-
-    `step` broadcasts over `x`; `low` and `high` are the codes' bounds less the zero point. With
-    v = x / step, inside the bounds dy/dx = 1 and dy/dstep = round(v) − v, outside 0 and the bound
-    (Esser et al., ICLR 2020, equations 3 and 5); `gradient_scale` multiplies the gradient of
-    `step`. Forward: the bits of `QParams.fake_quantize`.
-    """
-    return cast(Tensor, _LearnedStep.apply(x, step, low, high, gradient_scale))
-
-
-class _LearnedStep(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, step: Tensor, low: Any, high: Any, gradient_scale: float
-    ) -> Tensor:
-        # The same operations in the same order as QParams.fake_quantize: the same bits. Codes
-        # without the zero point are small integers, so that leaving it out changes nothing.
-        scaled = x.to(torch.float32) * torch.reciprocal(step)
-        rounded = torch.round(scaled)
-        steps = rounded.clamp(low, high)
-        inside = steps == rounded
-        slope = steps - scaled.mul_(inside) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(inside, slope)
-        ctx.shape, ctx.gradient_scale = step.shape, gradient_scale
-        return (steps * step).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inside, slope = ctx.saved_tensors
-        g = gradients[0]
-        to_x = g * inside if ctx.needs_input_grad[0] else None
-        to_step = None
-        if ctx.needs_input_grad[1]:
-            to_step = (g.to(torch.float32) * slope).sum_to_size(ctx.shape) * ctx.gradient_scale
-        return to_x, to_step, None, None, None
 
 
 class LearnedStep(nn.Module):
@@ -61,8 +21,8 @@ class LearnedStep(nn.Module):
 
     Takes over the grid of a frozen, per-tensor `ActivationQuantizer`. Forward: the same bits as
     the quantizer with this scale, which `follow` hands on. The zero point stays: 0 on a one-sided
-    grid. Backward: `learned_step` with the factor g = 1 / sqrt(N · Q_p) of section 2.2; N counts
-    the values of one image, so that it does not depend on how a batch is split.
+    grid. Backward: `straight_through` with the factor g = 1 / sqrt(N · Q_p) of section 2.2; N
+    counts the values of one image, so that it does not depend on how a batch is split.
 
     Raises:
         ValueError: the quantizer cannot be learned; ask `can_learn` first.
@@ -86,7 +46,7 @@ class LearnedStep(nn.Module):
         bounds = (grid.qmin - self.zero_point, grid.qmax - self.zero_point)
         features = max(1, x.numel() // max(1, x.shape[0])) if x.dim() else 1
         factor = 1.0 / math.sqrt(features * max(1, bounds[1]))
-        return learned_step(x, self.scale, *bounds, factor)
+        return straight_through(x, self.scale, *bounds, factor)
 
     def follow(self) -> None:
         """After an optimizer's step: keep the scale positive, and let `source` have it.

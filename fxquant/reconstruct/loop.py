@@ -17,6 +17,7 @@ from fxquant.recipe_reconstruction import ReconstructionRecipe, Schedule
 from fxquant.reconstruct.caches import Caches, Rows, room_for_values
 from fxquant.reconstruct.checkpoint import Checkpoint, digest
 from fxquant.reconstruct.distribution import batch_norm_statistics
+from fxquant.reconstruct.memory import reused_memory
 from fxquant.reconstruct.objectives import Prediction, channel_dim, is_token_block
 from fxquant.reconstruct.subgraph import (
     Part,
@@ -97,7 +98,8 @@ def reconstruct(
     parts = find_blocks(fused, settings)
     schedule = settings.schedule_for(macs_of(fused), len(parts))
     run = _Run(simulated, fused, parts, schedule)
-    with Caches(room_for_values(settings.memory_gib, run.work())) as caches:
+    room = room_for_values(settings.memory_gib, run.work())
+    with reused_memory(), Caches(room) as caches:
         values = Values(caches, schedule, torch.device(device))
         run.read(values, data, float_graph, progress=progress)
         mark = digest(simulated, settings, [part.name for part in parts], values.sums)

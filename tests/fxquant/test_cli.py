@@ -209,7 +209,7 @@ def test_blocks_are_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == ["conv", "layer1", "fc"]
     assert lines[0].split()[1:3] == ["1", "layer"]
     data = run_json(capsys, "blocks", MODEL, *shape, "--set", "reconstruction.granularity=model")
-    assert [child["name"] for child in data["blocks"][0]["children"]] == ["conv", "layer1", "fc"]
+    assert [child["name"] for child in data["blocks"][0]["children"]] == ["conv..layer1", "fc"]
 
 
 def test_sensitivity_plots(capsys: pytest.CaptureFixture[str]) -> None:

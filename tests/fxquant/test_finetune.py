@@ -12,10 +12,7 @@ import fxquant
 from fxquant.errors import DataError, ModelError, RecipeError
 from fxquant.evaluate import evaluate
 from fxquant.finetune import TrainingError, finetune
-from fxquant.observers import weight_qparams
 from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer
-from fxquant.quantizers.learned_step import learned_step
-from fxquant.spec import QuantSpec
 from fxquant.trainable import to_simulated, to_trainable
 from passes import FusedLayer
 from tests.fxquant.small_networks import Residual, compiled, images
@@ -48,31 +45,6 @@ def steps(q: fxquant.CompiledModel) -> list[Tensor]:
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-# -- the step ------------------------------------------------------------------------------
-
-
-def test_learned_step_gives_the_bits_of_the_plain_quantizer() -> None:
-    weight = torch.randn(4, 3, 3, 3)
-    qparams = weight_qparams(weight, QuantSpec(4, "symmetric", "per_channel", kind="weight"))
-    step = qparams.aligned(qparams.scale, 4)
-
-    found = learned_step(weight, step, qparams.qmin, qparams.qmax)
-
-    assert torch.equal(found, qparams.fake_quantize(weight))
-
-
-def test_gradients_of_a_learned_step_are_those_of_lsq() -> None:
-    x = torch.tensor([-9.0, -0.6, 0.2, 0.7, 9.0], requires_grad=True)
-    step = torch.tensor([0.5], requires_grad=True)
-
-    learned_step(x, step, -2, 3, gradient_scale=0.1).sum().backward()
-
-    v = torch.tensor([-1.2, 0.4, 1.4])
-    inside = float((v.round() - v).sum())
-    assert torch.equal(x.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]))
-    assert math.isclose(float(step.grad), 0.1 * (-2 + inside + 3), rel_tol=1e-5)
 
 
 # -- there and back ------------------------------------------------------------------------
