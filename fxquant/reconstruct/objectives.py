@@ -8,7 +8,7 @@ squared gradient of the network's loss, KL(float prediction || prediction), at t
 Blocks of transformers, whose last layer is linear over tokens: the gradients of single images
 are noise there (a residual stream passes every error to every later block), and plain squared
 errors are ruled by a few outlier channels, which is how such a reconstruction collapses at four
-bits. The weights are the squared gradients averaged over the images, one for each position and
+bits. The weights are the squared gradients averaged over 128 images, one for each position and
 channel, and half of each is a plain mean:  w = (1 + F / mean F) / 2. (The averaging is that of
 APHQ-ViT, the regularization of AdaLog's and FIMA-Q's damped forms; the half is ours.)
 

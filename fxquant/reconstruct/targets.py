@@ -28,7 +28,7 @@ def fisher_weights(
         part: the block in the simulated graph, nearest rounding still in it.
         rest: what follows it in the float network.
         output: the block's output.
-        average: one weight for each value of a token block, the mean over the images.
+        average: one weight for each value of a token block, the mean over a sample of images.
     """
     assert values.logits is not None
     device = values.device
@@ -37,7 +37,7 @@ def fisher_weights(
     others = [values.floats[name] for name in rest.inputs if name != output]
     total = torch.zeros(1, device=device)
     rows: Rows | None = None
-    for chunk in values.chunks():
+    for chunk in values.chunks(values.sample() if average else None):
         with torch.no_grad():
             y = block(*(values.sims[n].take(chunk).to(device) for n in part.inputs))
         read = [each.take(chunk).to(device) for each in others]

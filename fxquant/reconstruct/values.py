@@ -17,10 +17,10 @@ from fxquant.reconstruct.parallel import Share
 from fxquant.reconstruct.subgraph import Part
 from fxquant.reconstruct.trainable import on_device
 
-__all__ = ["CHUNK", "Values"]
+__all__ = ["CHUNK", "SAMPLE", "Values"]
 
 CHUNK = 32  # images that are run through a block at a time
-_JUDGED = 128  # images on which the error before and after is told
+SAMPLE = 128  # images, of all processes together, that tell what all images are like
 
 
 class Values:
@@ -108,7 +108,7 @@ class Values:
     def error(self, part: Part, output: str, channels: int) -> float:
         """The mean error of a part of the simulated graph on the first images."""
         module = on_device(part.module, self.device)
-        count = min(self.held, math.ceil(_JUDGED / self.share.size))
+        count = self.sample()
         total = torch.zeros(1, device=self.device)
         for chunk in self.chunks(count):
             with torch.no_grad():
@@ -117,6 +117,10 @@ class Values:
                 total += block_error(y, target, channels)
         self.share.sum([total])
         return float(total) / self.share.total(count)
+
+    def sample(self) -> int:
+        """How many of this process's images belong to the first `SAMPLE` of all."""
+        return len(self.share.holds(0, min(SAMPLE, self.images)))
 
     def chunks(self, count: int | None = None) -> Iterable[slice]:
         """The images of this process (or the first ones) in parts."""
