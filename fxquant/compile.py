@@ -250,27 +250,28 @@ def _round_weights(
 ) -> list[str]:
     """Something better than nearest rounding, where the recipe asks for it."""
     settings = recipe.reconstruction
-    if settings.method == "none":
-        return []
-    if settings.method == "gptq":
-        return gptq(
+    notes: list[str] = []
+    if settings.starts_closed_form:
+        notes += gptq(
             stages["simulated"],
             data,
             damping=settings.damping,
             memory_gib=settings.memory_gib,
             progress=progress,
         )
-    return reconstruct(
-        stages["simulated"],
-        stages["fused"],
-        data,
-        settings,
-        float_graph=stages["float"],
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        resume=resume,
-        device=device,
-        progress=progress,
-    )
+    if settings.learned:
+        notes += reconstruct(
+            stages["simulated"],
+            stages["fused"],
+            data,
+            settings,
+            float_graph=stages["float"],
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            resume=resume,
+            device=device,
+            progress=progress,
+        )
+    return notes
 
 
 def _run(

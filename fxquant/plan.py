@@ -21,7 +21,7 @@ from fxquant.operations import Kind, classify, data_operands, is_curved, layer_o
 from fxquant.recipe import OperationRecipe, Recipe
 from fxquant.residual import ResidualStream
 from fxquant.spec import QParams, QuantSpec
-from passes import module_path, softmax_numerators, tensor_info
+from passes import is_depthwise, module_path, softmax_numerators, tensor_info
 
 __all__ = ["Plan", "ValueSite", "make_plan"]
 
@@ -312,9 +312,7 @@ class _Planner:
         if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return False
         return all(
-            self._integer(user)
-            and user.args == (node,)
-            and _is_depthwise(layer_of(user, self.root))
+            self._integer(user) and user.args == (node,) and is_depthwise(layer_of(user, self.root))
             for user in node.users
         )
 
@@ -395,11 +393,6 @@ class _Planner:
         if node is self.first_layer:
             return "first"
         return "last" if node is self.last_layer else ""
-
-
-def _is_depthwise(layer: Any) -> bool:
-    convolution = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return convolution and layer.groups == layer.in_channels > 1
 
 
 class _Groups:

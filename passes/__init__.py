@@ -15,7 +15,7 @@ from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
-from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu
+from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu, is_depthwise
 from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path, tensor_info
 from passes.infra.errors import (
@@ -75,6 +75,7 @@ __all__ = [
     "call",
     "copy_sharing_tensors",
     "format_tree",
+    "is_depthwise",
     "is_non_negative",
     "masked_softmax",
     "module_path",

@@ -98,6 +98,13 @@ class FusedLayer(nn.Module):
         return str(getattr(self.weight_quantizer, "detail", ""))
 
 
+def is_depthwise(layer: nn.Module | None) -> bool:
+    """Whether it is a convolution that keeps its input channels apart."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return layer.groups == layer.in_channels > 1
+
+
 def add_relu(a: Tensor, b: Tensor) -> Tensor:
     """``relu(a + b)``: a residual addition whose layer could not take it in."""
     return F.relu(torch.add(a, b))

@@ -23,6 +23,7 @@ from fxquant.reconstruct.subgraph import (
     Part,
     Step,
     cut,
+    has_depthwise,
     macs_of,
     network_output,
     order_steps,
@@ -96,7 +97,7 @@ def reconstruct(
     if not settings.learned:
         return []
     parts = find_blocks(fused, settings)
-    schedule = settings.schedule_for(macs_of(fused), len(parts))
+    schedule = settings.schedule_for(macs_of(fused), len(parts), depthwise=has_depthwise(fused))
     run = _Run(simulated, fused, parts, schedule)
     room = room_for_values(settings.memory_gib, run.work())
     with reused_memory(), Caches(room) as caches:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CompileError
-from passes import FusedLayer, tensor_info
+from passes import FusedLayer, is_depthwise, tensor_info
 
 __all__ = [
     "Part",
     "Step",
     "cut",
+    "has_depthwise",
     "macs_of",
     "network_output",
     "order_steps",
@@ -153,6 +154,11 @@ def macs_of(graph: fx.GraphModule) -> float:
             if source is not None:
                 total += math.prod(source.shape) * weight.numel() / outputs
     return total / images
+
+
+def has_depthwise(graph: fx.GraphModule) -> bool:
+    """Whether it has depthwise convolutions, as MobileNets do."""
+    return any(is_depthwise(module) for module in graph.modules())
 
 
 def work_bytes(graph: fx.GraphModule) -> float:

@@ -97,6 +97,15 @@ def test_notes_of_the_rounding_are_in_the_report(method: str) -> None:
     assert not any("bias" in note for note in notes)
 
 
+def test_a_learned_rounding_may_start_from_the_closed_form() -> None:
+    still = {"reconstruction.iterations": 1, "reconstruction.learning_rate": 1e-6}
+    closed = codes(compiled("w3a8_gptq"))
+    started = codes(compiled("w3a8_brecq", {**still, "reconstruction.start": "gptq"}))
+    assert all(torch.equal(closed[path], started[path]) for path in closed)
+    usual = codes(compiled("w3a8_brecq", still))
+    assert not all(torch.equal(closed[path], usual[path]) for path in closed)
+
+
 @pytest.mark.parametrize("method", ["gptq", "qdrop"])
 def test_calibration_may_be_a_one_shot_iterator(method: str) -> None:
     def once() -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,6 +24,15 @@ def test_published_values_are_the_defaults(method: str, expected: dict[str, Any]
     assert (schedule.images, schedule.batch_size, schedule.regularizer) == (1024, 32, 0.01)
 
 
+def test_depthwise_networks_have_published_values_of_their_own() -> None:
+    recipe = ReconstructionRecipe(method="pdquant", schedule="published")
+    schedule = recipe.schedule_for(3e8, depthwise=True)
+    found = (schedule.regularizer, schedule.temperature, schedule.correction_weight)
+    assert found == (0.1, 1.0, 0.005)
+    chosen = ReconstructionRecipe(method="brecq", schedule="published", regularizer=0.02)
+    assert chosen.schedule_for(3e8, depthwise=True).regularizer == 0.02
+
+
 def test_what_is_set_overrules_the_papers() -> None:
     recipe = ReconstructionRecipe(
         method="qdrop", iterations=77, drop=0.3, learning_rate=0.5, granularity="stage"
