@@ -48,8 +48,9 @@ def test_adaptive_runs_are_shorter_on_larger_networks_and_learn_faster() -> None
     assert counts == sorted(counts, reverse=True)
     assert counts[1] == 1000
     assert counts[-1] == 250
-    schedule = ReconstructionRecipe(method="brecq").schedule_for(41e6)
-    assert schedule.learning_rate == pytest.approx(1e-2)
+    recipe = ReconstructionRecipe(method="brecq")
+    assert recipe.schedule_for(41e6).learning_rate == pytest.approx(0.1)
+    assert recipe.schedule_for(1e12).learning_rate == 0.2
 
 
 def test_beta_is_annealed_after_the_warm_up() -> None:
