@@ -47,9 +47,9 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def compile_real(name: str, images: int) -> CompiledModel:
+def compile_real(name: str, images: int, recipe: str = "w8a8") -> CompiledModel:
     network = NETWORKS[name]
-    return fxquant.compile(network.load(), "w8a8", calibration=network.calibration_batches(images))
+    return fxquant.compile(network.load(), recipe, calibration=network.calibration_batches(images))
 
 
 def assert_bit_for_bit(q: CompiledModel, batches: ImageBatches, path: Path) -> None:
@@ -112,3 +112,23 @@ def test_networks_reach_their_goals(name: str, tmp_path: Path) -> None:
     assert q.report.int8_share >= 0.99
     assert q.report.target_check["largest_difference"] <= 1
     assert_bit_for_bit(q, network.validation_batches(50), tmp_path / "m.fxq")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(
+    ("name", "recipe", "drop_points"),
+    [
+        ("cifar_resnet20", "w4a8_gptq", 0.8),
+        ("cifar_resnet20", "w4a4_head_stem8_brecq", 2.0),
+        ("resnet18_10", "w4a8_gptq", 1.0),
+    ],
+)
+def test_networks_keep_their_accuracy_in_four_bits(
+    name: str, recipe: str, drop_points: float
+) -> None:
+    network = NETWORKS[name]
+    q = compile_real(name, 500, recipe)
+    result = evaluate(q, network.validation_batches(), reference=network.load())
+    assert result.top1_drop is not None
+    assert result.top1_drop * 100 <= drop_points
