@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.plan import Plan, ValueSite, make_plan
+from fxquant.plan import Plan, make_plan
 from fxquant.recipe import Recipe
+from fxquant.value_sites import ValueSite
 from passes import Canonicalize, FuseConvBnRelu, Pipeline
 from tests.fxquant.small_networks import images, module
 from tests.passes.checking import float_graph

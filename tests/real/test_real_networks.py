@@ -128,7 +128,7 @@ def test_networks_keep_their_accuracy_in_four_bits(
     name: str, recipe: str, drop_points: float
 ) -> None:
     network = NETWORKS[name]
-    q = compile_real(name, 500, recipe)
+    q = compile_real(name, 1024, recipe)
     result = evaluate(q, network.validation_batches(), reference=network.load())
     assert result.top1_drop is not None
     assert result.top1_drop * 100 <= drop_points
