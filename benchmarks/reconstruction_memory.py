@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=["resnet18", "mobilenet_v2", "resnet50"])
+    parser.add_argument("names", nargs="*", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--recipe", default="w4a8_brecq")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--iterations", type=int, default=5)

@@ -132,7 +132,7 @@ class Caches:
         size = math.prod(shape) * like.element_size()
         if size <= self._free:
             self._free -= size
-            return Rows(torch.empty(shape, dtype=like.dtype), rows)
+            return Rows(_pages(size).view(like.dtype).view(shape), rows)
         return self._on_disk(shape, like.dtype, rows)
 
     def trim(self, rows: Rows, images: int) -> None:
@@ -172,3 +172,11 @@ class Caches:
         made = Rows(torch.from_numpy(mapped), rows, mapped)
         self._files[id(made)] = path
         return made
+
+
+def _pages(size: int) -> Tensor:
+    """Memory outside the heap, uint8: there, small tensors would settle in the gap it leaves."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8)
