@@ -171,7 +171,7 @@ class ReconstructionRecipe:
             always do, averaged over the images (see `fxquant.reconstruct.objectives`).
         damping: of GPTQ's Hessian, as a share of its mean diagonal.
         memory_gib: what the process may hold. Cached values have what the process and the
-            training of a block leave of it; the rest of them go to temporary files.
+            training of a block leave of seven eighths; the rest of them go to temporary files.
         scale_images: calibration images that the ranges of the activations come from, where a
             rounding is learned; 0: all.
         seed: of everything random.

@@ -22,6 +22,7 @@ from fxquant.errors import CompileError
 __all__ = ["Caches", "Rows", "room_for_values"]
 
 _LEAST = 1 / 16  # of the memory is for cached values, whatever a block takes
+_RESERVE = 1 / 8  # of it is for mapped pages in flight and gaps in the heap
 _RELEASE = 64 * 2**20  # bytes of a mapped file that are touched before its pages are let go
 
 
@@ -33,7 +34,7 @@ def room_for_values(memory_gib: float, work: float) -> int:
         work: bytes that the training of one block takes.
     """
     memory = memory_gib * 2**30
-    return int(max(memory - _resident() - work, memory * _LEAST))
+    return int(max(memory * (1 - _RESERVE) - _resident() - work, memory * _LEAST))
 
 
 def _resident() -> int:
