@@ -17,7 +17,7 @@ from fxquant.recipe_reconstruction import ReconstructionRecipe, Schedule
 from fxquant.reconstruct.caches import Caches, Rows, room_for_values
 from fxquant.reconstruct.checkpoint import Checkpoint, digest
 from fxquant.reconstruct.distribution import batch_norm_statistics
-from fxquant.reconstruct.memory import reused_memory
+from fxquant.reconstruct.memory import give_back_memory, reused_memory
 from fxquant.reconstruct.objectives import Prediction, channel_dim, is_token_block
 from fxquant.reconstruct.subgraph import (
     Part,
@@ -221,6 +221,7 @@ class _Run:
         if step.output in read_later:
             values.sims[step.output] = values.compute(part, values.sims, step.output)
         values.keep(read_later)
+        give_back_memory()
 
     def _reconstruct(self, step: Step, name: str, target: Part) -> None:
         values, schedule = self.values, self.schedule

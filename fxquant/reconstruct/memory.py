@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["reused_memory"]
+__all__ = ["give_back_memory", "reused_memory"]
 
 # Of glibc's malloc.h, with their defaults.
 _TRIM_THRESHOLD, _TRIM_DEFAULT = -1, 128 * 1024
@@ -33,6 +33,13 @@ def reused_memory() -> Iterator[None]:
     finally:
         malloc.mallopt(_MMAP_MAX, _MMAP_DEFAULT)
         malloc.mallopt(_TRIM_THRESHOLD, _TRIM_DEFAULT)
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Return what no tensor holds: between two blocks, whose tensors differ in size."""
+    malloc = _glibc()
+    if malloc is not None:
         malloc.malloc_trim(0)
 
 
