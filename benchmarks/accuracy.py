@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 import fxquant
 from benchmarks import real, results
-from fxquant.evaluate import evaluate
+from fxquant.measure.evaluate import evaluate
 
 
 def measure(name: str, recipe: fxquant.Recipe, images: int, reference: int) -> dict[str, Any]:

@@ -51,10 +51,10 @@ def compile_seconds() -> dict[str, float]:
 
 
 def calibration_ratio(rounds: int = 5) -> dict[str, float]:
-    from fxquant.calibrate import calibrate
-    from fxquant.correct_bias import InputMeans
-    from fxquant.plan import make_plan
-    from fxquant.quantizers import ActivationQuantizer
+    from fxquant.plan.plan import make_plan
+    from fxquant.simulate.calibrate import calibrate
+    from fxquant.simulate.correct_bias import InputMeans
+    from fxquant.simulate.quantizers import ActivationQuantizer
 
     model = torchvision.models.resnet50().eval()
     q = fxquant.compile(model, "w8a8", calibration=torch.randn(1, 3, 224, 224))

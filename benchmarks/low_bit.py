@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 import fxquant
 from benchmarks import real, results
-from fxquant.evaluate import evaluate
+from fxquant.measure.evaluate import evaluate
 
 
 def measure(network: real.RealNetwork, recipe: fxquant.Recipe, images: int) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 import fxquant
 from benchmarks import real, results
-from fxquant.evaluate import evaluate
-from fxquant.finetune import finetune
+from fxquant.measure.evaluate import evaluate
+from fxquant.qat.finetune import finetune
 
 
 class Augmented:

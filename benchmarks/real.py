@@ -15,8 +15,8 @@ from torch import nn
 
 from fxquant.data import ImageBatches, data_root, open_batches
 from fxquant.errors import DataError
-from fxquant.evaluate import evaluate
-from fxquant.models import load_model
+from fxquant.frontend.models import load_model
+from fxquant.measure.evaluate import evaluate
 
 
 @dataclass(frozen=True)

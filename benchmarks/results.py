@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fxquant.benchmark import Machine
+from fxquant.measure.benchmark import Machine
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from fxquant.models import load_weights
-from fxquant.quickstart.data import draw
-from fxquant.quickstart.network import WEIGHTS, SmallResNet
+from fxquant.cli.quickstart.data import draw
+from fxquant.cli.quickstart.network import WEIGHTS, SmallResNet
+from fxquant.frontend.models import load_weights
 
 EPOCHS = 24
 IMAGES = 4000

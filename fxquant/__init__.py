@@ -2,10 +2,6 @@
 
 q = fxquant.compile(model, fxquant.Recipe.named("w8a8"), calibration=batches)
 q(x), print(q.report), q.save("m.fxq"), fxquant.load("m.fxq")
-
-Functions have the name of the module that holds them: `fxquant.sensitivity` is the function
-`fxquant.sensitivity.measure`, and ``from fxquant.sensitivity import Sensitivity`` still reads the
-module.
 """
 
 from pathlib import Path
@@ -19,10 +15,6 @@ if not hasattr(passes, "InsertQuantDequant"):
         "rename the other, or change the order of sys.path"
     )
 
-from fxquant.auto_bits import auto_recipe, choose_bits
-from fxquant.benchmark import benchmark
-from fxquant.compare import compare
-from fxquant.compare_ops import compare_ops
 from fxquant.compile import compile, load
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
@@ -38,11 +30,15 @@ from fxquant.errors import (
     TraceError,
     TrainingError,
 )
-from fxquant.evaluate import evaluate
-from fxquant.finetune import finetune
-from fxquant.recipe import Recipe
-from fxquant.report import Report
-from fxquant.sensitivity import measure as sensitivity
+from fxquant.measure.auto_bits import auto_recipe, choose_bits
+from fxquant.measure.benchmark import benchmark
+from fxquant.measure.compare import compare
+from fxquant.measure.compare_ops import compare_ops
+from fxquant.measure.evaluate import evaluate
+from fxquant.measure.sensitivity import measure as sensitivity
+from fxquant.qat.finetune import finetune
+from fxquant.recipe.recipe import Recipe
+from fxquant.report.report import Report
 from fxquant.version import __version__
 
 __all__ = [

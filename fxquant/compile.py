@@ -11,15 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.artifact import load_artifact
+from fxquant.artifact.file import load_artifact
 from fxquant.backends import TARGETS
-from fxquant.calibrate import CalibrationSet, calibrate
 from fxquant.compiled import CompiledModel
-from fxquant.correct_bias import InputMeans, correct_bias
-from fxquant.coverage import CoverageRow, coverage
-from fxquant.dump import dump_stage
-from fxquant.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
-from fxquant.equalize import equalize
 from fxquant.errors import (
     CalibrationError,
     CompileError,
@@ -29,19 +23,25 @@ from fxquant.errors import (
     TargetError,
     nearest,
 )
+from fxquant.even_out.equalize import equalize
+from fxquant.even_out.migrate import reparameterize, smooth_quant
+from fxquant.even_out.split_outliers import split_outlier_channels
 from fxquant.finish import lower_simulated
-from fxquant.migrate import reparameterize, smooth_quant
-from fxquant.plan import Plan, make_plan
-from fxquant.quantize_weights import weight_quantizers
-from fxquant.quantizers import ActivationQuantizer
-from fxquant.recipe import Recipe
+from fxquant.frontend.trace import trace
+from fxquant.plan.coverage import CoverageRow, coverage
+from fxquant.plan.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
+from fxquant.plan.plan import Plan, make_plan
+from fxquant.plan.stage_passes import canonical_passes, fusing_passes
+from fxquant.recipe.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
-from fxquant.report import Report, format_diff
-from fxquant.simulated_forms import link_forms, simulated_forms
-from fxquant.split_outliers import split_outlier_channels
-from fxquant.stage_passes import canonical_passes, fusing_passes
-from fxquant.summary import check_summary, quantizer_rows, refusals, tensor_bytes
-from fxquant.trace import trace
+from fxquant.report.dump import dump_stage
+from fxquant.report.report import Report, format_diff
+from fxquant.report.summary import check_summary, quantizer_rows, refusals, tensor_bytes
+from fxquant.simulate.calibrate import CalibrationSet, calibrate
+from fxquant.simulate.correct_bias import InputMeans, correct_bias
+from fxquant.simulate.quantize_weights import weight_quantizers
+from fxquant.simulate.quantizers import ActivationQuantizer
+from fxquant.simulate.simulated_forms import link_forms, simulated_forms
 from passes import (
     AssignOneSided,
     InsertQuantDequant,

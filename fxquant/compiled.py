@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.artifact import save_artifact
+from fxquant.artifact.file import save_artifact
 from fxquant.backends import lower_checked
-from fxquant.backends.x86_executor import Executor
+from fxquant.backends.x86.executor import Executor
 from fxquant.errors import InputError
-from fxquant.recipe import Recipe
-from fxquant.report import Report
-from fxquant.summary import check_summary
+from fxquant.recipe.recipe import Recipe
+from fxquant.report.report import Report
+from fxquant.report.summary import check_summary
 
 __all__ = ["CompiledModel"]
 

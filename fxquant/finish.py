@@ -10,12 +10,12 @@ from torch import fx
 
 from fxquant.backends import Lowered, lower_checked
 from fxquant.compiled import CompiledModel
-from fxquant.plan import Plan, make_plan
-from fxquant.quantizers import ActivationQuantizer
-from fxquant.report import QuantizerRow
-from fxquant.stages import check_integer_graph, check_integers_only
-from fxquant.summary import check_summary, tensor_bytes
+from fxquant.plan.plan import Plan, make_plan
+from fxquant.report.report import QuantizerRow
+from fxquant.report.summary import check_summary, tensor_bytes
+from fxquant.simulate.quantizers import ActivationQuantizer
 from fxquant.to_integer import to_integer
+from fxquant.to_integer.invariants import check_integer_graph, check_integers_only
 from passes.infra.verify import run_and_annotate
 
 __all__ = ["lower_simulated", "with_simulated"]

@@ -2,12 +2,13 @@
 
 from passes.apply_rules import ApplyRules
 from passes.assign_one_sided import AssignOneSided, OneSidedQuantizer
-from passes.attention_functions import (
+from passes.attention.functions import (
     masked_softmax,
     scaled_matmul,
     softmax_numerators,
     weighted_mean,
 )
+from passes.blocks.regions import InsideBlocks, Region, branching_regions, trunk
 from passes.canonicalize import Canonicalize
 from passes.decompose_attention import DecomposeAttention
 from passes.defer_softmax_division import DeferSoftmaxDivision
@@ -15,7 +16,6 @@ from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
-from passes.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu, is_depthwise
 from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path, tensor_info
 from passes.infra.errors import (
@@ -24,12 +24,12 @@ from passes.infra.errors import (
     UnsupportedGraphError,
     VerificationError,
 )
+from passes.infra.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu, is_depthwise
 from passes.infra.pattern import Call, Rule, RuleTable, call
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
 from passes.partition_blocks import Block, format_tree, partition_blocks
-from passes.regions import InsideBlocks, Region, branching_regions, trunk
 from passes.replace_integer_ops import ReplaceIntegerOps
 from passes.split_shared_modules import SplitSharedModules
 

@@ -10,14 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from passes.composites import recognize_channel_shuffle, recognize_gates
-from passes.functional_layers import make_layer_modules
-from passes.functionalize import functionalize
+from passes.canonical.composites import recognize_channel_shuffle, recognize_gates
+from passes.canonical.functional_layers import make_layer_modules
+from passes.canonical.functionalize import functionalize
+from passes.canonical.module_forms import module_form
+from passes.canonical.spellings import (
+    ABSENT,
+    FUNCTIONS,
+    METHODS,
+    REQUIRED,
+    UNKNOWN_METHODS,
+    Spelling,
+)
 from passes.infra.base import Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
-from passes.module_forms import module_form
-from passes.spellings import ABSENT, FUNCTIONS, METHODS, REQUIRED, UNKNOWN_METHODS, Spelling
-from passes.values import is_number, is_size, is_tensor
+from passes.infra.values import is_number, is_size, is_tensor
 
 __all__ = ["Canonicalize"]
 

@@ -6,25 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from passes.attention_factors import fold_factors
-from passes.attention_mask_patterns import recognize_masks
-from passes.canonicalize import Canonicalize
-from passes.dot_product_attention import expand_baddbmm, expand_dot_product_attention
-from passes.einsum import expand_einsum
-from passes.eliminate_noops import EliminateNoops
-from passes.expansion import drop_unread, stored_reads
-from passes.fold_constants import FoldConstants
-from passes.infra.base import Decline, Pass, PassResult, tensor_info
-from passes.infra.rewrite import Rewriter
-from passes.layers import call_sites, module_of
-from passes.multihead_attention import expand_multihead_attention
-from passes.plain_values import PlainValues
-from passes.split_shared_modules import SplitSharedModules
-from passes.window_attention import (
+from passes.attention.dot_product import expand_baddbmm, expand_dot_product_attention
+from passes.attention.einsum import expand_einsum
+from passes.attention.factors import fold_factors
+from passes.attention.mask_patterns import recognize_masks
+from passes.attention.multihead import expand_multihead_attention
+from passes.attention.window import (
     expand_patch_merging_pad,
     expand_window_attention,
     is_torchvision_swin,
 )
+from passes.canonical.plain_values import PlainValues
+from passes.canonicalize import Canonicalize
+from passes.eliminate_noops import EliminateNoops
+from passes.fold_constants import FoldConstants
+from passes.infra.base import Decline, Pass, PassResult, tensor_info
+from passes.infra.expansion import drop_unread, stored_reads
+from passes.infra.layers import call_sites, module_of
+from passes.infra.rewrite import Rewriter
+from passes.split_shared_modules import SplitSharedModules
 
 __all__ = ["DecomposeAttention"]
 

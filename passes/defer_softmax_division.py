@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from passes.attention_functions import masked_softmax, softmax_numerators, weighted_mean
+from passes.attention.functions import masked_softmax, softmax_numerators, weighted_mean
 from passes.decompose_attention import DecomposeAttention
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from passes.canonical.functional_layers import make_layer_modules
+from passes.canonical.plain_values import PlainValues
 from passes.canonicalize import Canonicalize
-from passes.expansion import Expansion, drop_unread, stored_reads
-from passes.functional_layers import make_layer_modules
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path
+from passes.infra.expansion import Expansion, drop_unread, stored_reads
 from passes.infra.rewrite import Rewriter, get_module, get_tensor
-from passes.plain_values import PlainValues
 
 __all__ = ["FoldConstants"]
 

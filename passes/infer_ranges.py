@@ -9,12 +9,12 @@ from torch import Tensor, fx, nn
 from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
-from passes.fused_layer import FusedLayer
 from passes.infra.base import Pass, PassResult
+from passes.infra.fused_layer import FusedLayer
+from passes.infra.layers import module_of
 from passes.infra.rewrite import get_tensor
-from passes.intervals import UNBOUNDED, Interval
-from passes.layers import module_of
-from passes.range_rules import RULES, range_of
+from passes.ranges.intervals import UNBOUNDED, Interval
+from passes.ranges.rules import RULES, range_of
 
 __all__ = ["InferRanges", "Interval", "is_non_negative", "range_of"]
 

@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
-from passes.fused_layer import FusedLayer
 from passes.infer_ranges import InferRanges
 from passes.infra.base import Decline, Pass, PassResult
+from passes.infra.fused_layer import FusedLayer
 from passes.infra.rewrite import Rewriter
 
 __all__ = ["InsertQuantDequant", "QuantizerSite"]

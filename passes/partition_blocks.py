@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import fx
 
-from passes.block_parts import (
+from passes.blocks.parts import (
     Part,
     common_path,
     find_parts,
@@ -19,7 +19,7 @@ from passes.block_parts import (
     path_depth,
     same_resolution,
 )
-from passes.single_exit import Flow, data_flow
+from passes.blocks.single_exit import Flow, data_flow
 
 __all__ = ["Block", "Granularity", "format_tree", "partition_blocks"]
 

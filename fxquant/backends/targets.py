@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import fx
 
-from fxquant.backends.reference import lower_reference
-from fxquant.backends.x86 import lower_x86
+from fxquant.backends.reference.lower import lower_reference
+from fxquant.backends.x86.lower import lower_x86
 from fxquant.errors import TargetError, nearest
 
 __all__ = ["TARGETS", "lower"]

@@ -14,13 +14,13 @@ from typing import Any
 from tabulate import tabulate
 
 import fxquant
-from fxquant import recipes
-from fxquant.auto_bits import auto_recipe, choose_bits, weight_bytes
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
+from fxquant.measure.auto_bits import auto_recipe, choose_bits, weight_bytes
+from fxquant.measure.sensitivity import Sensitivity
+from fxquant.recipe import named as recipes
 from fxquant.reconstruct import find_blocks
-from fxquant.sensitivity import Sensitivity
 from passes import format_tree
 
 AUTO = "auto"

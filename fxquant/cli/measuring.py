@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import fxquant
-from fxquant.benchmark import Benchmark, benchmark
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import check_device
+from fxquant.cli.quickstart.run import quickstart
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
-from fxquant.evaluate import evaluate
-from fxquant.models import load_model
-from fxquant.quickstart.run import quickstart
-from fxquant.recipe_reconstruction import PUBLISHED
-from fxquant.studies import STUDIES
-from fxquant.sweep import sweep
+from fxquant.frontend.models import load_model
+from fxquant.measure.benchmark import Benchmark, benchmark
+from fxquant.measure.evaluate import evaluate
+from fxquant.measure.studies import STUDIES
+from fxquant.measure.sweep import sweep
+from fxquant.recipe.reconstruction import PUBLISHED
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

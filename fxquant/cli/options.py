@@ -14,8 +14,8 @@ import fxquant
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
 from fxquant.errors import InputError, ModelError
-from fxquant.models import load_model
-from fxquant.recipe_reconstruction import PUBLISHED
+from fxquant.frontend.models import load_model
+from fxquant.recipe.reconstruction import PUBLISHED
 
 RANDOM = "random"
 IMAGES = 250

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxquant.errors import DataError
-from fxquant.evaluate import Evaluation, decibels, percent
+from fxquant.measure.evaluate import Evaluation, decibels, percent
 
 
 @dataclass(frozen=True)

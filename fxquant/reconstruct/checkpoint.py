@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from fxquant.errors import ArtifactError
-from fxquant.quantizers import AffineQuantizer, RoundedWeightQuantizer
-from fxquant.recipe_reconstruction import ReconstructionRecipe
+from fxquant.recipe.reconstruction import ReconstructionRecipe
+from fxquant.simulate.quantizers import AffineQuantizer, RoundedWeightQuantizer
 from passes import FusedLayer
 
 __all__ = ["Checkpoint", "digest"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.recipe_reconstruction import Schedule
+from fxquant.recipe.reconstruction import Schedule
 from fxquant.reconstruct.parallel import Share
 from passes import FusedLayer
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.errors import CalibrationError
-from fxquant.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from fxquant.reconstruct.columns import Columns, round_columns
+from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from passes import FusedLayer, tensor_info
 
 __all__ = ["gptq"]

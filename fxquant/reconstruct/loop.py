@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CompileError, ModelError
-from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
-from fxquant.quantizers.learned_step import can_learn, set_scale
-from fxquant.recipe_reconstruction import ReconstructionRecipe, Schedule
+from fxquant.recipe.reconstruction import ReconstructionRecipe, Schedule
+from fxquant.recipe.selector import Selector
 from fxquant.reconstruct.caches import Caches, Rows, room_for_values
 from fxquant.reconstruct.checkpoint import Checkpoint, digest
 from fxquant.reconstruct.distribution import batch_norm_statistics
@@ -33,7 +32,8 @@ from fxquant.reconstruct.targets import corrected_values, fisher_weights
 from fxquant.reconstruct.train import BlockData, train_block
 from fxquant.reconstruct.trainable import TrainableBlock, on_device
 from fxquant.reconstruct.values import Values
-from fxquant.selector import Selector
+from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
+from fxquant.simulate.quantizers.learned_step import can_learn, set_scale
 from passes import FusedLayer, tensor_info
 from passes.infra.errors import UnsupportedGraphError
 from passes.partition_blocks import Block, partition_blocks

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxquant.errors import CompileError
-from fxquant.recipe_reconstruction import Schedule
+from fxquant.recipe.reconstruction import Schedule
 from fxquant.reconstruct.caches import Rows
 from fxquant.reconstruct.objectives import Prediction, block_error, prediction_error
 from fxquant.reconstruct.parallel import Share

@@ -10,15 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.quantizers import (
+from fxquant.reconstruct.subgraph import Part, trainable_layers
+from fxquant.simulate.quantizers import (
     ActivationQuantizer,
     AffineQuantizer,
     RoundedWeightQuantizer,
     WeightQuantizer,
 )
-from fxquant.quantizers.learned_rounding import LearnedRounding
-from fxquant.quantizers.learned_step import LearnedStep, can_learn
-from fxquant.reconstruct.subgraph import Part, trainable_layers
+from fxquant.simulate.quantizers.learned_rounding import LearnedRounding
+from fxquant.simulate.quantizers.learned_step import LearnedStep, can_learn
 
 __all__ = ["TrainableBlock", "on_device"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import CalibrationError, CompileError
-from fxquant.recipe_reconstruction import Schedule
+from fxquant.recipe.reconstruction import Schedule
 from fxquant.reconstruct.caches import Caches, Rows
 from fxquant.reconstruct.objectives import block_error
 from fxquant.reconstruct.parallel import Share

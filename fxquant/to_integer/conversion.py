@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
-from fxquant.plan import Plan
-from fxquant.quantizers import ActivationQuantizer
+from fxquant.plan.plan import Plan
+from fxquant.simulate.quantizers import ActivationQuantizer
 from fxquant.to_integer.grid import Grid
 from passes import tensor_info
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxquant.operations import Kind
-from fxquant.plan import Plan
-from fxquant.quantizers import ActivationQuantizer
-from fxquant.simulated_forms import SimulatedForm
+from fxquant.plan.operations import Kind
+from fxquant.plan.plan import Plan
+from fxquant.simulate.quantizers import ActivationQuantizer
+from fxquant.simulate.simulated_forms import SimulatedForm
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.dyadic import DYADIC_EMITTERS
 from fxquant.to_integer.floats import activate, dynamic_operation, float_operation

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import CompileError
 from fxquant.integer import dyadic, dyadic_tensors
-from fxquant.operations import Kind
+from fxquant.plan.operations import Kind
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import geometry, layer_integers, output_bounds

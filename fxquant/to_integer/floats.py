@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxquant.dynamic import emit_dynamic, has_batch_dimension
-from fxquant.functional_forms import functional_form
-from fxquant.quantizers import WeightQuantizer
+from fxquant.plan.dynamic import emit_dynamic, has_batch_dimension
+from fxquant.plan.functional_forms import functional_form
+from fxquant.simulate.quantizers import WeightQuantizer
 from fxquant.to_integer.conversion import OPS, Conversion
 from fxquant.to_integer.layers import activation_of, weight_constants
 from passes import FusedLayer

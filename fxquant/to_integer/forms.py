@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.forms import Builder
-from fxquant.simulated_forms import SimulatedForm
+from fxquant.plan.forms import Builder
+from fxquant.simulate.simulated_forms import SimulatedForm
 from fxquant.to_integer.conversion import Conversion
 from fxquant.to_integer.dyadic import rescale
 from fxquant.to_integer.grid import Grid

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.quantizers import WeightQuantizer
+from fxquant.simulate.quantizers import WeightQuantizer
 from fxquant.spec import QParams
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid

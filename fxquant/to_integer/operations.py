@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxquant.integer import build_table
-from fxquant.operations import Kind, table_function
+from fxquant.plan.operations import Kind, table_function
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import emit_layer, output_bounds

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.artifact import FORMAT_VERSION, _digest
+from fxquant.artifact.file import FORMAT_VERSION, _digest
 from fxquant.data import open_batches
 from fxquant.errors import (
     ArtifactError,
@@ -30,8 +30,8 @@ from fxquant.errors import (
     TargetError,
     TraceError,
 )
-from fxquant.evaluate import evaluate
-from fxquant.models import load_model
+from fxquant.frontend.models import load_model
+from fxquant.measure.evaluate import evaluate
 from tests.fxquant.small_networks import Residual, compiled, conv_net, images, module
 
 

@@ -402,7 +402,7 @@ def test_an_exact_pass_that_lies_fails_and_names_itself(monkeypatch: pytest.Monk
             graph_module.recompile()
             return PassResult(modified=True)
 
-    monkeypatch.setattr("fxquant.stage_passes.EliminateNoops", HalveEverything)
+    monkeypatch.setattr("fxquant.plan.stage_passes.EliminateNoops", HalveEverything)
     with pytest.raises(CompileError, match="halve_everything: is exact but output differs"):
         compiled()
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.errors import ArtifactError, CompileError, RecipeError
-from fxquant.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from fxquant.reconstruct import loop
+from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from passes import FusedLayer
 from tests.fxquant.small_networks import Residual, images
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxquant.errors import RecipeError
-from fxquant.observers.ranges import qparams_from_range
+from fxquant.simulate.observers.ranges import qparams_from_range
 from fxquant.spec import OBSERVERS, QParams, QuantSpec
 
 

@@ -11,7 +11,7 @@ from torchvision import models
 
 import fxquant
 from fxquant.errors import ArtifactError
-from fxquant.models import load_model
+from fxquant.frontend.models import load_model
 from passes.infra.verify import flatten
 
 # Small versions of what there is: inverted residuals, squeeze-and-excitation, dense and fire

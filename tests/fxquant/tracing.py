@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxquant.trace import Traced, trace
+from fxquant.frontend.trace import Traced, trace
 
 __all__ = ["IMAGE", "same", "targets"]
 

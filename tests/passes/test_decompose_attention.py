@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from passes import DecomposeAttention
 from passes.infra import verify
-from tests.passes.attention import QKV, Inputs, decompose
+from tests.passes.attention.graphs import QKV, Inputs, decompose
 from tests.passes.checking import float_graph
 
 

@@ -107,7 +107,9 @@ NON_NEGATIVE: list[tuple[Callable[..., Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "proof"), NON_NEGATIVE, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("function", "proof"), NON_NEGATIVE, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_proves_non_negative(function: Callable[..., Any], proof: str) -> None:
     found = result(function)
     assert found.non_negative

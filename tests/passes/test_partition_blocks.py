@@ -18,8 +18,8 @@ from passes import (
     format_tree,
     partition_blocks,
 )
+from passes.blocks.single_exit import is_layer, is_quantizer
 from passes.infra import verify
-from passes.single_exit import is_layer, is_quantizer
 from tests.passes.checking import float_graph
 from tests.passes.models import annotated, batch_norm, image, make
 

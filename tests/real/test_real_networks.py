@@ -13,7 +13,7 @@ import fxquant
 from benchmarks.real import NETWORKS, available
 from fxquant.compiled import CompiledModel
 from fxquant.data import ImageBatches
-from fxquant.evaluate import collect_logits, evaluate
+from fxquant.measure.evaluate import collect_logits, evaluate
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the real networks and images are not here; set $FXQUANT_DATA to them"

@@ -64,7 +64,7 @@ def test_linear_with_bias_differs_from_fbgemm_by_one_rounding() -> None:
 
 
 def _fbgemm(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    from fxquant.backends.x86_kernels import pack_linear, quantized_weight
+    from fxquant.backends.x86.kernels import pack_linear, quantized_weight
 
     packed = pack_linear(quantized_weight(weight, scale, None), bias)
     result: Tensor = torch.ops.quantized.linear_dynamic(x, packed)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibrate import CalibrationSet, calibrate
-from fxquant.plan import make_plan
-from fxquant.quantize_weights import weight_quantizers
-from fxquant.quantizers import ActivationQuantizer
-from fxquant.recipe import Recipe
-from fxquant.trace import trace
+from fxquant.frontend.trace import trace
+from fxquant.plan.plan import make_plan
+from fxquant.recipe.recipe import Recipe
+from fxquant.simulate.calibrate import CalibrationSet, calibrate
+from fxquant.simulate.quantize_weights import weight_quantizers
+from fxquant.simulate.quantizers import ActivationQuantizer
 from passes import (
     AssignOneSided,
     Canonicalize,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.recipe_reconstruction import ReconstructionRecipe
+from fxquant.recipe.reconstruction import ReconstructionRecipe
 from fxquant.reconstruct.distribution import batch_norm_statistics, correct_inputs
 from fxquant.reconstruct.parallel import Share
 from fxquant.reconstruct.subgraph import cut

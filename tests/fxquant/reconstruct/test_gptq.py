@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.errors import CalibrationError
-from fxquant.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from fxquant.reconstruct import columns
 from fxquant.reconstruct.columns import Columns, Grid, round_columns
 from fxquant.reconstruct.gptq import gptq
+from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from fxquant.spec import QParams
 from passes import FusedLayer
 from passes.infra import verify

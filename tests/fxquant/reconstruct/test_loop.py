@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import ArtifactError, CalibrationError, CompileError, ModelError
-from fxquant.quantizers import ActivationQuantizer, RoundedWeightQuantizer
-from fxquant.recipe_reconstruction import ReconstructionRecipe
+from fxquant.recipe.reconstruction import ReconstructionRecipe
 from fxquant.reconstruct import loop
 from fxquant.reconstruct.loop import reconstruct
 from fxquant.reconstruct.subgraph import macs_of
+from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer
 from passes import FusedLayer
 from tests.fxquant.reconstruct.graphs import Graphs, graphs, state
 from tests.fxquant.small_networks import Residual, module

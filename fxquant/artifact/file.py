@@ -1,0 +1,258 @@
+"""One safetensors file: integer graph and weights, recipe, versions, a golden pair.
+
+Tensors are stored under ``weights.<path>``, those of four bits two codes to a byte under
+``weights4.<path>`` with their shapes in the metadata; the golden pair under ``golden.input.<i>``
+and ``golden.output.<i>``; the rest is JSON in the metadata. Loading resolves operations by name
+from a closed table and runs no code from the file; a digest over everything finds damage, and the
+golden pair proves that this machine computes what the compiling one did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx
+
+from fxquant.artifact.graph_json import GraphFormatError, decode_graph, encode_graph
+from fxquant.artifact.packing import fits_four_bits, pack_four_bits, unpack_four_bits
+from fxquant.errors import ArtifactError
+from fxquant.recipe.recipe import Recipe
+from fxquant.report.report import Report
+from passes import PassError
+from passes.infra.verify import flatten, run_and_annotate
+
+__all__ = ["FORMAT_VERSION", "Artifact", "load_artifact", "save_artifact"]
+
+FORMAT_VERSION = 1
+_FORMAT = "fxquant"
+# Float operations that a recipe left in the graph (softmax, LayerNorm) may round differently on
+# another CPU and move a quantized value by one step; integers alone must agree bit for bit.
+_FLOAT_SQNR_DB = 30.0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a file holds, checked."""
+
+    integer: fx.GraphModule
+    recipe: Recipe
+    report: Report
+    example: tuple[Any, ...]
+    versions: Mapping[str, str]
+
+
+def save_artifact(
+    path: Path,
+    *,
+    integer: fx.GraphModule,
+    recipe: Recipe,
+    report: Report,
+    example: tuple[Any, ...],
+) -> None:
+    """Write the file beside `path`, then rename it into place. Raises ArtifactError."""
+    try:
+        graph = encode_graph(integer)
+    except GraphFormatError as error:
+        raise ArtifactError(f"cannot save {path}: {error}") from error
+    inputs = tuple(_compact(value) for value in example)
+    with torch.no_grad():
+        outputs = integer(*(_expand(value) for value in inputs))
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, value in integer.state_dict().items():
+        if fits_four_bits(value):
+            tensors[f"weights4.{name}"] = pack_four_bits(value)
+            shapes[name] = list(value.shape)
+        else:
+            tensors[f"weights.{name}"] = value
+    tensors |= {
+        f"golden.input.{index}": value
+        for index, value in enumerate(inputs)
+        if isinstance(value, Tensor)
+    }
+    tensors |= {
+        f"golden.output.{index}": value
+        for index, (_, value) in enumerate(flatten(outputs))
+        if isinstance(value, Tensor)
+    }
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "graph": json.dumps(graph),
+        "shapes": json.dumps(shapes),
+        "recipe": json.dumps(recipe.to_dict()),
+        "report": json.dumps(report.to_json()),
+        "versions": json.dumps(_versions()),
+    }
+    metadata["digest"] = _digest(tensors, metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One key: safetensors writes several in an order that differs from run to run.
+        whole = json.dumps(metadata, sort_keys=True)
+        save_file(tensors, str(temporary), metadata={_FORMAT: whole})
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read and check a file.
+
+    Raises ArtifactError, naming the file, where it is missing, damaged, truncated, foreign or
+    newer than this version, or where the golden input does not give the golden output here.
+    """
+    tensors, metadata = _read(path)
+    try:
+        recipe = Recipe.from_dict(json.loads(metadata["recipe"]))
+        report = Report.from_json(json.loads(metadata["report"]))
+        versions = json.loads(metadata["versions"])
+        weights = {
+            name.removeprefix("weights."): value
+            for name, value in tensors.items()
+            if name.startswith("weights.")
+        }
+        weights |= {
+            name: unpack_four_bits(tensors[f"weights4.{name}"], shape)
+            for name, shape in json.loads(metadata["shapes"]).items()
+        }
+        integer = decode_graph(json.loads(metadata["graph"]), weights)
+        example = tuple(_expand(value) for value in _numbered(tensors, "golden.input."))
+        golden = _numbered(tensors, "golden.output.")
+    except Exception as error:
+        # Whatever a crafted file makes fail: nothing of it has run.
+        raise ArtifactError(f"{path}: cannot be understood: {_one_line(error)}") from error
+    _check_golden(path, integer, example, golden)
+    return Artifact(integer, recipe, report, example, versions)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: there is no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = _unpack(file.metadata() or {})
+            if metadata is None:
+                raise ArtifactError(
+                    f"{path}: is a safetensors file but no fxquant artefact; `fxquant compile "
+                    "--save` writes one"
+                )
+            version = metadata.get("format_version", "?")
+            if not version.isdigit() or int(version) > FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{path}: has format version {version}, this fxquant reads up to "
+                    f"{FORMAT_VERSION}: upgrade fxquant to load it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{path}: is damaged, truncated or no fxquant artefact ({error})"
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+    digest = metadata.pop("digest", "")
+    if digest != _digest(tensors, metadata):
+        raise ArtifactError(f"{path}: is damaged: its contents do not match their digest")
+    return tensors, metadata
+
+
+def _unpack(stored: Mapping[str, str]) -> dict[str, str] | None:
+    """The metadata that `save_artifact` packed, or None where there is none of ours."""
+    try:
+        whole = json.loads(stored[_FORMAT])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(whole, dict) and all(isinstance(value, str) for value in whole.values())
+    return whole if is_ours else None
+
+
+def _check_golden(
+    path: Path, integer: fx.GraphModule, inputs: tuple[Any, ...], golden: list[Tensor]
+) -> None:
+    try:
+        outputs = run_and_annotate(integer, inputs, name="its golden input")
+    except PassError as error:
+        raise ArtifactError(f"{path}: cannot be run: {_one_line(error)}") from error
+    found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
+    if len(found) == len(golden) and all(map(torch.equal, found, golden)):
+        return
+    exact = all(
+        node.op != "call_function" or "grid" in node.meta or _dequantizes(node)
+        for node in integer.graph.nodes
+    )
+    if not exact and len(found) == len(golden):
+        noise = sum(
+            float((a.double() - b.double()).square().sum())
+            for a, b in zip(found, golden, strict=True)
+        )
+        signal = sum(float(b.double().square().sum()) for b in golden)
+        if noise <= signal * 10 ** (-_FLOAT_SQNR_DB / 10):
+            return
+    raise ArtifactError(
+        f"{path}: its golden input does not give its golden output on this machine; compile again "
+        "here, and please report it"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _dequantizes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxquant"
+
+
+def _compact(value: Any) -> Any:
+    """The golden input: one sample, in half precision, which loses nothing that matters here."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return value
+    half = value.half()
+    return half if bool(half.isfinite().all()) else value
+
+
+def _expand(value: Any) -> Any:
+    is_half = isinstance(value, Tensor) and value.dtype == torch.float16
+    return value.float() if is_half else value
+
+
+def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
+    count = sum(name.startswith(prefix) for name in tensors)
+    return [tensors[f"{prefix}{index}"] for index in range(count)]
+
+
+def _versions() -> dict[str, str]:
+    from fxquant.version import __version__
+
+    return {
+        "fxquant": __version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": numpy.__version__,
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors and over the metadata."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        sha.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    for key in sorted(metadata):
+        sha.update(f"{key}={metadata[key]}|".encode())
+    return sha.hexdigest()

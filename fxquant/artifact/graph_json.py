@@ -1,0 +1,269 @@
+"""An integer graph as plain JSON, and back, with operations from a closed table only."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+from torch.overrides import get_overridable_functions
+
+from fxquant.kernels import OPERATORS
+from fxquant.plan.functional_forms import pair
+from fxquant.to_integer import Grid
+from passes import (
+    add_relu,
+    masked_softmax,
+    scaled_matmul,
+    softmax_numerators,
+    weighted_mean,
+)
+
+__all__ = ["GraphFormatError", "decode_graph", "encode_graph"]
+
+_META = ("module_path", "simulated", "function")
+_OPERATORS = (
+    "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
+    "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",
+)  # fmt: skip
+_NO_OPERATIONS = (
+    "Optional", "assert_int_or_pair", "boolean_dispatch", "handle_torch_function",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic",
+)  # fmt: skip
+_METHODS_ALONE = frozenset({
+    "bool", "byte", "char", "contiguous", "dim", "double", "expand", "expand_as", "float", "half",
+    "int", "int_repr", "item", "long", "new_full", "new_ones", "new_zeros", "numel", "repeat",
+    "reshape_as", "short", "size", "stride", "to", "type_as", "unfold", "view", "view_as",
+})  # fmt: skip
+_ENUMS: dict[str, Any] = {
+    name: getattr(torch, name)
+    for name in ("channels_last", "contiguous_format", "preserve_format", "channels_last_3d")
+}
+_DTYPES = {
+    str(value).removeprefix("torch."): value
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+}
+
+
+class GraphFormatError(Exception):
+    """A graph holds what the format cannot, or a file what no graph can be made of."""
+
+
+# -- encoding ----------------------------------------------------------------------------
+
+
+def encode_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
+    """The graph as JSON-able data; tensors are named, not included.
+
+    Raises GraphFormatError for module calls and for functions outside the table.
+    """
+    nodes = []
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module":
+            kind = type(graph_module.get_submodule(str(node.target))).__name__
+            raise GraphFormatError(
+                f"module {node.target!r} ({kind}) runs in float as code, and an artefact holds no "
+                "code: compile with a model whose modules torch.fx can trace"
+            )
+        entry: dict[str, Any] = {
+            "name": node.name,
+            "op": node.op,
+            "target": _encode_target(node),
+            "args": [_encode(argument) for argument in node.args],
+            "kwargs": {key: _encode(value) for key, value in node.kwargs.items()},
+        }
+        meta = {key: node.meta[key] for key in _META if node.meta.get(key)}
+        grid = node.meta.get("grid")
+        if grid is not None:
+            meta["grid"] = [
+                grid.scale, grid.zero_point, grid.qmin, grid.qmax, _encode(grid.dtype)["dtype"],
+            ]  # fmt: skip
+        nodes.append(entry | ({"meta": meta} if meta else {}))
+    return {"nodes": nodes}
+
+
+def _encode_target(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    name = _names().get(node.target)
+    if name is None:
+        raise GraphFormatError(
+            f"operation {getattr(node.target, '__name__', node.target)!r} of node {node.name!r} "
+            "is not in the artefact's table of operations"
+        )
+    return name
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {str(key): _encode(item) for key, item in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_encode(part) for part in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    for name, member in _ENUMS.items():
+        if value is member:
+            return {"enum": name}
+    raise GraphFormatError(f"an argument of type {type(value).__name__} cannot be saved")
+
+
+# -- decoding ----------------------------------------------------------------------------
+
+
+def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The GraphModule of `encode_graph`'s data. Raises GraphFormatError."""
+    root = nn.Module()
+    for path, tensor in tensors.items():
+        # torch.fx makes Python of graphs, where names stand in quotes: none may end them.
+        if not path.isprintable() or '"' in path or "\\" in path or "" in path.split("."):
+            raise GraphFormatError(f"{path!r} is no name of a tensor")
+        *parents, leaf = path.split(".")
+        owner = root
+        for part in parents:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            child = owner._modules[part]
+            assert child is not None
+            owner = child
+        owner.register_buffer(leaf, tensor)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in data["nodes"]:
+        op, target = entry["op"], _decode_target(entry["op"], entry["target"], tensors)
+        args = tuple(_decode(argument, nodes) for argument in entry["args"])
+        kwargs = {_word(key): _decode(value, nodes) for key, value in entry["kwargs"].items()}
+        if op == "output":
+            graph.output(args[0])
+            continue
+        node = graph.create_node(op, target, args, kwargs, name=entry["name"])
+        meta = dict(entry.get("meta", {}))
+        if "grid" in meta:
+            scale, zero_point, qmin, qmax, dtype = meta.pop("grid")
+            node.meta["grid"] = Grid(scale, zero_point, qmin, qmax, _dtype(dtype))
+        node.meta.update(meta)
+        nodes[entry["name"]] = node
+    graph.lint()
+    return fx.GraphModule(root, graph, "IntegerGraph")
+
+
+def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
+    if op in ("placeholder", "output"):
+        return _word(target)
+    if op == "get_attr":
+        if target not in tensors:
+            raise GraphFormatError(f"tensor {target!r} is missing")
+        return target
+    if op == "call_method":
+        if target not in _methods():
+            raise GraphFormatError(f"method {target!r} is not in the table of operations")
+        return target
+    if op == "call_function":
+        for function, name in _names().items():
+            if name == target:
+                return function
+    raise GraphFormatError(f"{op} {target!r} is not in the table of operations")
+
+
+def _word(name: str) -> str:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise GraphFormatError(f"{name!r} is no name of an argument")
+    return name
+
+
+def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        if content not in nodes:
+            raise GraphFormatError(f"node {content!r} is used before it is made")
+        return nodes[content]
+    if kind == "tuple":
+        return tuple(_decode(item, nodes) for item in content)
+    if kind == "dict":
+        return {key: _decode(item, nodes) for key, item in content.items()}
+    if kind == "slice":
+        return slice(*(_decode(part, nodes) for part in content))
+    simple: dict[str, Callable[[], Any]] = {
+        "dtype": lambda: _dtype(content),
+        "ellipsis": lambda: Ellipsis,
+        "float": lambda: float(content),
+        "enum": lambda: _ENUMS[content],
+    }
+    if kind not in simple:
+        raise GraphFormatError(f"an argument of kind {kind!r} is not known")
+    return simple[kind]()
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise GraphFormatError(f"dtype {name!r} is not known")
+    return _DTYPES[name]
+
+
+# -- the table ---------------------------------------------------------------------------
+
+
+@cache
+def _names() -> dict[Any, str]:
+    """Every function that a file may name. All take tensors; none reads files or runs code."""
+    names: dict[Any, str] = {}
+    for namespace, prefix in ((torch, "torch"), (F, "functional")):
+        for function in get_overridable_functions().get(namespace, ()):
+            name = getattr(function, "__name__", "")
+            if getattr(namespace, name, None) is function:
+                names.setdefault(function, f"{prefix}.{name}")
+    for name in dir(F):
+        function = getattr(F, name)
+        is_function = callable(function) and not isinstance(function, type)
+        if is_function and not name.startswith("_") and name not in _NO_OPERATIONS:
+            names.setdefault(function, f"functional.{name}")
+    for name in _OPERATORS:
+        names[getattr(operator, name)] = f"operator.{name}"
+    for op in OPERATORS:
+        names[getattr(torch.ops.fxquant, op.name).default] = f"fxquant.{op.name}"
+    names[add_relu] = "fxquant.add_relu_float"
+    names[masked_softmax] = "fxquant.masked_softmax_float"
+    names[scaled_matmul] = "fxquant.scaled_matmul_float"
+    names[softmax_numerators] = "fxquant.softmax_numerators_float"
+    names[weighted_mean] = "fxquant.weighted_mean_float"
+    names[pair] = "fxquant.pair"
+    swin = torchvision.models.swin_transformer
+    for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):
+        names[getattr(swin, name)] = f"torchvision.swin.{name}"
+    return names
+
+
+@cache
+def _methods() -> frozenset[str]:
+    """Tensor methods that torch has as functions too, and a few more; none takes a callable."""
+    functions = get_overridable_functions().get(torch.Tensor, ())
+    names = {getattr(function, "__name__", "") for function in functions} | {"unflatten"}
+    known = {
+        name
+        for name in names
+        if name and not name.startswith("_") and hasattr(torch, name.removesuffix("_"))
+    }
+    return frozenset(known) | _METHODS_ALONE

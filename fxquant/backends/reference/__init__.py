@@ -1,0 +1,1 @@
+"""The target that executes the integer semantics exactly."""

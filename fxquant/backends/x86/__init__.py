@@ -1,0 +1,1 @@
+"""Torch's int8 kernels on x86."""

@@ -1,0 +1,1 @@
+"""What a model reaches and costs: accuracy, latency, errors layer by layer, studies."""

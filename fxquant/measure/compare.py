@@ -1,0 +1,135 @@
+"""Layer-wise error of weights and activations: where does the quality go?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, fx
+
+from fxquant.errors import ModelError
+from fxquant.simulate.quantizers import WeightQuantizer
+from passes import FusedLayer
+
+if TYPE_CHECKING:
+    from fxquant.compiled import CompiledModel
+
+__all__ = ["Comparison", "Difference", "compare", "difference"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A quantized tensor against the float one: SQNR in dB, MSE, cosine, largest error."""
+
+    name: str
+    what: str
+    sqnr_db: float
+    mse: float
+    cosine: float
+    max_error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Weights layer by layer, activations value by value, and the outputs."""
+
+    rows: tuple[Difference, ...]
+
+    def worst(self, count: int = 10) -> tuple[Difference, ...]:
+        """The rows with the lowest SQNR."""
+        return tuple(sorted(self.rows, key=lambda row: row.sqnr_db)[:count])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data, one entry a row; an exact tensor's SQNR is null."""
+        return [
+            {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
+            for row in map(asdict, self.rows)
+        ]
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                row.what,
+                row.name,
+                f"{row.sqnr_db:.1f}",
+                f"{row.mse:.3g}",
+                f"{row.cosine:.5f}",
+                f"{row.max_error:.3g}",
+            )
+            for row in self.rows
+        ]
+        return tabulate(rows, ("what", "name", "SQNR dB", "MSE", "cosine", "max error"))
+
+
+def difference(name: str, what: str, expected: Tensor, found: Tensor) -> Difference:
+    """The error of `found` against `expected`, both of one shape."""
+    a, b = expected.detach().double().flatten(), found.detach().double().flatten()
+    noise, signal = float((a - b).square().sum()), float(a.square().sum())
+    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
+    norms = float(a.norm() * b.norm())
+    return Difference(
+        name,
+        what,
+        sqnr,
+        noise / max(1, a.numel()),
+        float(a @ b) / norms if norms else float(noise == 0),
+        float((a - b).abs().max()) if a.numel() else 0.0,
+    )
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and hands every float value to `see`."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.values: dict[str, Tensor] = {}
+        self.integers: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.is_floating_point() and not result.is_quantized:
+            self.values[n.name] = result
+        grid = n.meta.get("grid")
+        if isinstance(result, Tensor) and grid is not None:
+            plain = result.int_repr() if result.is_quantized else result
+            scale = n.meta.get("channel_scale", grid.scale)
+            if isinstance(scale, Tensor):
+                scale = scale.view(-1, *[1] * (plain.dim() - 2))
+            steps = plain.float() - grid.zero_point
+            self.integers[n.meta.get("simulated", n.name)] = scale * steps
+        return result
+
+
+def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Comparison:
+    """Compare what runs with the fused float graph, on `inputs`, value by value.
+
+    Errors accumulate: a value's row holds its own rounding and that of all before it. Needs the
+    stages of a compile; a loaded artefact has no float graph (ModelError says so).
+    """
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if "fused" not in compiled.stages:
+        raise ModelError(
+            "a loaded artefact holds no float graph to compare with: compile the model instead"
+        )
+    fused, simulated = compiled.stages["fused"], compiled.stages["simulated"]
+    rows = []
+    for name, module in simulated.named_modules():
+        if isinstance(module, FusedLayer) and isinstance(module.weight_quantizer, WeightQuantizer):
+            weight: Any = module.layer.weight
+            quantized = module.weight_quantizer(weight)
+            rows.append(difference(name, "weight", weight, quantized))
+    with torch.no_grad():
+        expected, found = _Values(fused), _Values(compiled.stages[compiled.target])
+        float_output, output = expected.run(*arguments), found.run(*arguments)
+    for name, value in expected.values.items():
+        got = found.integers.get(name)
+        if got is not None and got.shape == value.shape:
+            rows.append(difference(name, "activation", value, got))
+    if isinstance(output, Tensor):
+        rows.append(difference("output", "output", float_output, output))
+    return Comparison(tuple(rows))

@@ -1,0 +1,301 @@
+"""Tables of a post-training study: one model, many settings of a recipe, one row each.
+
+The settings are data: see `fxquant.studies`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxquant
+from fxquant.data import ImageBatches
+from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
+from fxquant.measure.benchmark import Machine, benchmark
+from fxquant.measure.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
+from fxquant.measure.studies import COLUMNS, STUDIES, Setting
+
+LATENCY_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one setting reached.
+
+    Attributes:
+        name: of the setting, or "float".
+        changes: what it changes in the recipe.
+        images: how many calibration images it used.
+        evaluation: on the evaluation images, with the float model as the reference.
+        size_bytes: of the weights as they are stored.
+        latency_ms: median of a single image in milliseconds.
+        error: why the setting has no figures, or "".
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    images: int
+    evaluation: Evaluation | None
+    size_bytes: int | None
+    latency_ms: float | None
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, ready for ``json.dumps``."""
+        evaluation = None if self.evaluation is None else self.evaluation.to_json()
+        return asdict(self) | {"changes": dict(self.changes), "evaluation": evaluation}
+
+    def cells(self, keys: Iterable[str] = ()) -> tuple[str, ...]:
+        """The row as text: name, changes by `keys`, then the figures as `Sweep` prints them."""
+        if self.evaluation is None:
+            return (self.name, self.error)
+        reference = self.evaluation.reference or self.evaluation
+        return (
+            self.name,
+            *(self._change(key) for key in keys),
+            "-" if self.evaluation.loss is None else f"{self.evaluation.loss:.4f}",
+            percent(reference.top1),
+            percent(self.evaluation.top1),
+            percent(self.evaluation.agreement),
+            decibels(self.evaluation.sqnr_db),
+            "-" if self.size_bytes is None else f"{self.size_bytes / 1e6:.3f} MB",
+            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
+        )
+
+    def _change(self, key: str) -> str:
+        value = str(self.changes.get(key, "float"))
+        bits = self.changes.get(f"{key}_bits") if value == "i-vit" else None
+        return f"{value} {bits}" if bits else value
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The rows of one study; the float model's comes first."""
+
+    study: str
+    recipe: str
+    target: str
+    rows: tuple[Row, ...]
+    machine: Machine
+
+    def to_json(self) -> dict[str, Any]:
+        """The study, ready for ``json.dumps``."""
+        return asdict(self) | {
+            "rows": [row.to_json() for row in self.rows],
+            "machine": asdict(self.machine),
+        }
+
+    def __str__(self) -> str:
+        columns = COLUMNS.get(self.study, {})
+        figures = ("loss", "float top-1", "top-1", "agreement", "SQNR", "size", "latency")
+        table = tabulate(
+            [row.cells(columns.values()) for row in self.rows if row.evaluation],
+            headers=(self.study, *columns, *figures),
+            disable_numparse=True,
+            colalign=("left", *["right"] * (len(columns) + len(figures))),
+        )
+        failures = [f"{row.name}: {row.error}" for row in self.rows if row.error]
+        about = f"recipe {self.recipe}, target {self.target}; {self.machine}"
+        return "\n".join([table, *failures, about])
+
+
+def sweep(
+    study: str,
+    model: nn.Module,
+    recipe: fxquant.Recipe,
+    *,
+    calibration: Iterable[Batch] | Tensor,
+    evaluation: Iterable[Batch],
+    target: str = "x86",
+    select: Sequence[str] = (),
+    limit: int | None = None,
+    training: Iterable[Batch] | None = None,
+    epochs: int = 10,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Sweep:
+    """Compile and measure `model` with every setting of a study.
+
+    Args:
+        study: a key of `STUDIES`.
+        model: a float classifier in eval mode.
+        recipe: what the settings change.
+        calibration: batches that can be iterated again and again, or one tensor.
+        evaluation: ``(images, labels)`` batches that can be iterated again and again.
+        target: what every setting is compiled for.
+        select: globs on the names of settings; those that any of them matches are run. None: all.
+        limit: the most settings to run, the first ones.
+        training: batches to finetune on, where a study does; None: those of the calibration.
+            Without labels only the float network teaches. `ImageBatches` are shuffled, others
+            come as they are.
+        epochs: of finetuning.
+        device: where roundings are learned and networks are finetuned.
+        progress: show a bar and each row on stderr.
+
+    Raises:
+        RecipeError: there is no such study, or a glob matches no setting.
+        CalibrationError: there are no calibration images.
+        FxquantError: the first setting's error, where every setting failed. Where some did, their
+            rows carry the error instead.
+    """
+    if study not in STUDIES:
+        raise RecipeError(
+            f"there is no study {study!r}; there are {', '.join(STUDIES)}{nearest(study, STUDIES)}"
+        )
+    settings = _selected(STUDIES[study](model), select)[:limit]
+    batches = [calibration] if isinstance(calibration, Tensor) else calibration
+    total = _count(batches)
+    logits = collect_logits(model, evaluation, progress=progress)
+    image = _first_image(evaluation)
+    rows = [_float_row(model, evaluation, logits, image)]
+    first_error: FxquantError | None = None
+    for setting in tqdm(settings, study, delay=2, disable=not progress, unit="setting"):
+        images = max(1, round(total * setting.calibration_share))
+        try:
+            compiled = fxquant.compile(
+                model,
+                _changed(recipe, setting),
+                calibration=_FirstImages(batches, images),
+                target=target,
+                device=device,
+            )
+            if setting.finetune is not None:
+                compiled = _finetuned(
+                    compiled,
+                    batches if training is None else training,
+                    {"epochs": epochs, "device": device, **setting.finetune},
+                )
+            row = Row(
+                setting.name,
+                setting.changes,
+                images,
+                evaluate(compiled, evaluation, reference=logits),
+                compiled.report.size_bytes,
+                _latency(compiled, image),
+            )
+        except FxquantError as error:
+            first_error = first_error or error
+            row = Row(setting.name, setting.changes, images, None, None, None, str(error))
+        rows.append(row)
+        if progress:
+            # A study takes hours; what is done must not wait for the end, or be lost with it.
+            tqdm.write("  ".join(row.cells()), file=sys.stderr)
+    if first_error is not None and all(row.error for row in rows[1:]):
+        raise first_error
+    return Sweep(study, recipe.name, target, tuple(rows), Machine.here())
+
+
+def _selected(settings: Sequence[Setting], select: Sequence[str]) -> list[Setting]:
+    names = [setting.name for setting in settings]
+    for pattern in select:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"{pattern!r} matches no row of the study; there are {len(names)}, such as "
+                f"{names[0]!r} and {names[-1]!r}{nearest(pattern, names)}"
+            )
+    return [
+        setting
+        for setting in settings
+        if not select or any(fnmatchcase(setting.name, pattern) for pattern in select)
+    ]
+
+
+def _changed(recipe: fxquant.Recipe, setting: Setting) -> fxquant.Recipe:
+    changed = recipe.replace({**setting.changes, "calibration.images": 0})
+    if not setting.overrides:
+        return changed
+    return changed.replace({"overrides": [*changed.overrides, *setting.overrides]})
+
+
+def _finetuned(
+    compiled: fxquant.CompiledModel, batches: Iterable[Batch], options: Mapping[str, Any]
+) -> fxquant.CompiledModel:
+    first = next(iter(batches))
+    labels = None if isinstance(first, Tensor) or len(first) < 2 else first[1]
+    labelled = labels is not None and not bool((labels < 0).all())
+    loss = F.cross_entropy if labelled else None
+    loader = _Shuffled(batches) if isinstance(batches, ImageBatches) else batches
+    return fxquant.finetune(compiled, loader, loss=loss, **options)
+
+
+def _float_row(
+    model: nn.Module, evaluation: Iterable[Batch], logits: Sequence[Tensor], image: Tensor
+) -> Row:
+    replayed = iter(logits)
+    reached = evaluate(lambda _: next(replayed), evaluation)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return Row("float", {}, 0, reached, size, _latency(model, image))
+
+
+def _latency(model: Callable[[Tensor], Any], image: Tensor) -> float:
+    return benchmark({"model": model}, image, rounds=LATENCY_ROUNDS).timings[0].median_ms
+
+
+def _first_image(batches: Iterable[Batch]) -> Tensor:
+    batch = next(iter(batches))
+    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+    return images[:1].contiguous()
+
+
+def _count(batches: Iterable[Batch]) -> int:
+    known = getattr(batches, "images", None)
+    images = len(known) if known is not None else sum(len(each) for each in _images(batches))
+    if not images:
+        raise CalibrationError("there are no calibration images")
+    return images
+
+
+def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+class _Shuffled:
+    """Batches of the same images, in another order each time; drawn from torch's generator.
+
+    Sorted by class, as they lie in folders, they would train one class after the other.
+    """
+
+    def __init__(self, batches: ImageBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images = self.batches.images
+        order = torch.randperm(len(images)).tolist()
+        shuffled = replace(
+            images,
+            names=tuple(images.names[index] for index in order),
+            labels=images.labels and tuple(images.labels[index] for index in order),
+            pixels=None if images.pixels is None else images.pixels[order],
+        )
+        yield from ImageBatches(
+            shuffled, self.batches.preprocessing, batch_size=self.batches.batch_size
+        )
+
+
+class _FirstImages:
+    """The first images of some batches, as batches; iterable again and again."""
+
+    def __init__(self, batches: Iterable[Batch], count: int) -> None:
+        self.batches = batches
+        self.count = count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        left = self.count
+        for images in _images(self.batches):
+            yield images[:left]
+            left -= min(left, len(images))
+            if not left:
+                return

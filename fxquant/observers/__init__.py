@@ -1,7 +1,0 @@
-"""Range estimators: what scale and zero point a stream of values deserves."""
-
-from fxquant.observers.base import Observer
-from fxquant.observers.factory import make_observer, weight_qparams
-from fxquant.observers.histogram import Histogram
-
-__all__ = ["Histogram", "Observer", "make_observer", "weight_qparams"]

@@ -1,0 +1,63 @@
+"""What a recipe says of a node: selectors see its path, its type and its position."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.plan.operations import layer_of
+from fxquant.recipe.recipe import OperationRecipe, Recipe
+from fxquant.spec import QuantSpec
+from passes import module_path
+
+__all__ = ["NodeRecipe"]
+
+
+class NodeRecipe:
+    """The recipe of one fused graph."""
+
+    def __init__(self, root: fx.GraphModule, recipe: Recipe) -> None:
+        self.root = root
+        self.recipe = recipe
+        layers = [node for node in root.graph.nodes if layer_of(node, root) is not None]
+        self.first_layer = layers[0] if layers else None
+        self.last_layer = layers[-1] if layers else None
+
+    def keeps_float(self, node: fx.Node) -> bool:
+        """Whether one of the selectors of `Recipe.float` picks it."""
+        return self.recipe.keeps_float(*self._where(node))
+
+    def operations(self, node: fx.Node) -> OperationRecipe:
+        """The forms of the operations."""
+        return self.recipe.operations_for(*self._where(node))
+
+    def weight(self, node: fx.Node) -> QuantSpec | None:
+        """Of a layer's weight; None: it stays float."""
+        return self.recipe.spec_for_weight(*self._where(node))
+
+    def output(self, node: fx.Node) -> QuantSpec | None:
+        """Of what it makes; None: it stays float."""
+        return self.recipe.spec_for_output(*self._where(node))
+
+    def input(self, node: fx.Node) -> QuantSpec | None:
+        """Of what it reads; None: it stays float."""
+        return self.recipe.spec_for_input(*self._where(node))
+
+    def explicit_input(self, node: fx.Node) -> QuantSpec | None:
+        """Of what it reads, where an override says so."""
+        return self.recipe.input_override(*self._where(node))
+
+    def _where(self, node: fx.Node) -> tuple[str, str, str]:
+        return module_path(node), self._type_name(node), self._position(node)
+
+    def _type_name(self, node: fx.Node) -> str:
+        layer = layer_of(node, self.root)
+        if layer is not None:
+            return type(layer).__name__
+        if node.op == "call_module":
+            return type(self.root.get_submodule(str(node.target))).__name__
+        return str(getattr(node.target, "__name__", node.target))
+
+    def _position(self, node: fx.Node) -> str:
+        if node is self.first_layer:
+            return "first"
+        return "last" if node is self.last_layer else ""

@@ -1,0 +1,1 @@
+"""What a compile did, for people and for programs."""

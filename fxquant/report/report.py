@@ -1,0 +1,224 @@
+"""What a compile did: passes, coverage, quantizers, refusals, sizes, and the target's check."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+from fxquant.plan.coverage import CoverageRow
+from passes import PassRecord
+
+__all__ = ["QuantizerRow", "Refusal", "Report", "colored", "format_diff"]
+
+
+@dataclass(frozen=True)
+class QuantizerRow:
+    """One value quantizer: its grid in words, and the proof where it is one-sided."""
+
+    path: str
+    grid: str
+    proof: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place where a pass or the front end declined, and why."""
+
+    by: str
+    node: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a user may ask about a compiled model; ``print`` it, or take `to_json`."""
+
+    model: str
+    recipe: str
+    target: str
+    coverage: tuple[CoverageRow, ...]
+    quantizers: tuple[QuantizerRow, ...] = ()
+    declines: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+    target_notes: tuple[str, ...] = ()
+    float_size_bytes: int = 0
+    size_bytes: int = 0
+    target_check: Mapping[str, Any] = field(default_factory=dict)
+    passes: tuple[PassRecord, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """The multiply-accumulates of one image."""
+        return sum(row.macs for row in self.coverage)
+
+    @property
+    def int8_share(self) -> float:
+        """The share of the multiply-accumulates that run on 8-bit integers, 0 to 1."""
+        total = self.macs
+        integers = ("int8", "dynamic int8")
+        return sum(row.macs for row in self.coverage if row.runs_in in integers) / max(1, total)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the records of the passes without times, so that it is reproducible."""
+        return {
+            "model": self.model,
+            "recipe": self.recipe,
+            "target": self.target,
+            "int8_share": self.int8_share,
+            "macs": self.macs,
+            "coverage": [asdict(row) for row in self.coverage],
+            "quantizers": [asdict(row) for row in self.quantizers],
+            "declines": [asdict(row) for row in self.declines],
+            "notes": list(self.notes),
+            "target_notes": list(self.target_notes),
+            "float_size_bytes": self.float_size_bytes,
+            "size_bytes": self.size_bytes,
+            "target_check": dict(self.target_check),
+            "passes": [
+                {
+                    "name": record.name,
+                    "modified": record.modified,
+                    "created": record.created,
+                    "erased": record.erased,
+                    "declines": len(record.declines),
+                }
+                for record in self.passes
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """The report of a loaded artefact; pass records do not come back."""
+        return cls(
+            model=data["model"],
+            recipe=data["recipe"],
+            target=data["target"],
+            coverage=tuple(CoverageRow(**row) for row in data["coverage"]),
+            quantizers=tuple(QuantizerRow(**row) for row in data["quantizers"]),
+            declines=tuple(Refusal(**row) for row in data["declines"]),
+            notes=tuple(data["notes"]),
+            target_notes=tuple(data["target_notes"]),
+            float_size_bytes=data["float_size_bytes"],
+            size_bytes=data["size_bytes"],
+            target_check=data["target_check"],
+        )
+
+    def __str__(self) -> str:
+        sections = [self._head(), self._passes(), self._coverage(), self._float(), self._grids()]
+        sections += [self._declines(), self._check(), "\n".join((*self.notes, *self.target_notes))]
+        return "\n\n".join(section for section in sections if section)
+
+    # -- sections ------------------------------------------------------------------------
+
+    def _head(self) -> str:
+        ratio = self.float_size_bytes / max(1, self.size_bytes)
+        return (
+            f"{self.model}, recipe {self.recipe}, target {self.target}\n"
+            f"int8: {self.int8_share:.2%} of {self.macs / 1e6:.1f} million multiply-accumulates"
+            f"   size: {self.float_size_bytes / 1e6:.2f} MB -> {self.size_bytes / 1e6:.2f} MB"
+            f" ({ratio:.1f} x smaller)"
+        )
+
+    def _passes(self) -> str:
+        rows = [
+            (
+                record.name,
+                f"{record.milliseconds:.0f}",
+                f"+{record.created} -{record.erased}" if record.modified else "no change",
+                len(record.declines) or "",
+            )
+            for record in self.passes
+        ]
+        return tabulate(rows, ("pass", "ms", "nodes", "declined")) if rows else ""
+
+    def _coverage(self) -> str:
+        total = max(1, self.macs)
+        groups: dict[tuple[str, str], list[CoverageRow]] = {}
+        for row in self.coverage:
+            groups.setdefault((row.operation, row.runs_in), []).append(row)
+        rows = [
+            (name, runs_in, len(members), f"{sum(row.macs for row in members) / total:.2%}")
+            for (name, runs_in), members in groups.items()
+        ]
+        return tabulate(rows, ("operation", "runs in", "count", "share of MACs"))
+
+    def _float(self) -> str:
+        reasons = Counter(
+            (row.operation, row.reason, row.macs > 0) for row in self.coverage if row.reason
+        )
+        if not reasons:
+            return "every operation runs on integers"
+        macs: Counter[tuple[str, str, bool]] = Counter()
+        for row in self.coverage:
+            macs[(row.operation, row.reason, row.macs > 0)] += row.macs
+        rows = [
+            (name, count, f"{macs[name, reason, heavy] / max(1, self.macs):.2%}", reason)
+            for (name, reason, heavy), count in reasons.items()
+        ]
+        return "not on integers:\n" + tabulate(
+            rows, ("operation", "count", "share of MACs", "reason")
+        )
+
+    def _grids(self) -> str:
+        proven = [row for row in self.quantizers if row.proof]
+        if not self.quantizers:
+            return ""
+        lines = [
+            f"quantizers: {len(self.quantizers)}, of which {len(proven)} one-sided because their "
+            "values are provably non-negative"
+        ]
+        proofs = Counter(row.proof for row in proven)
+        lines += [f"  {count:3d} x {proof}" for proof, count in proofs.most_common()]
+        return "\n".join(lines)
+
+    def _declines(self) -> str:
+        if not self.declines:
+            return ""
+        groups: dict[tuple[str, str], list[Refusal]] = {}
+        for decline in self.declines:
+            groups.setdefault((decline.by, decline.reason), []).append(decline)
+        rows = []
+        for (by, reason), members in groups.items():
+            places = [member.path or member.node for member in members]
+            shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if places[3:] else "")
+            rows.append((by, reason, shown))
+        return "declined:\n" + tabulate(rows, ("by", "reason", "where"))
+
+    def _check(self) -> str:
+        if not self.target_check:
+            return ""
+        check = self.target_check
+        if not check["values"]:
+            return ""
+        sqnr = check["output_sqnr_db"]
+        outputs = "equal to the bit" if sqnr is None else f"{sqnr:.1f} dB"
+        return (
+            f"{self.target} against reference, operation by operation on the same integers: at "
+            f"most {check['largest_difference']} step apart, {check['share_differing']:.4%} of "
+            f"{check['values']} values differ; the whole network's outputs: {outputs}"
+        )
+
+
+def format_diff(record: PassRecord, *, color: bool) -> str:
+    """A pass's diff under a line with the count of nodes by operation before and after."""
+    before, after = record.operations_before, record.operations_after
+    changes = [
+        f"{name} {before[name]} -> {after[name]}"
+        for name in sorted(before.keys() | after.keys())
+        if before[name] != after[name]
+    ]
+    title = f"== {record.name}: {record.milliseconds:.0f} ms; {', '.join(changes) or 'same counts'}"
+    return "\n".join([title, *colored(record.diff.splitlines(), color=color)])
+
+
+def colored(lines: Sequence[str], *, color: bool) -> list[str]:
+    """The lines of a unified diff in the terminal's green and red."""
+    codes = {"+": "32", "-": "31", "@": "36"}
+    if not color:
+        return list(lines)
+    return [f"\x1b[{codes[line[0]]}m{line}\x1b[0m" if line[:1] in codes else line for line in lines]

@@ -1,0 +1,1 @@
+"""The simulated graph: observers, quantizers, calibration, bias correction."""

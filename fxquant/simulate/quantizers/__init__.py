@@ -1,0 +1,7 @@
+"""Modules that simulate quantization in float."""
+
+from fxquant.simulate.quantizers.activation import ActivationQuantizer
+from fxquant.simulate.quantizers.affine import AffineQuantizer
+from fxquant.simulate.quantizers.weight import RoundedWeightQuantizer, WeightQuantizer
+
+__all__ = ["ActivationQuantizer", "AffineQuantizer", "RoundedWeightQuantizer", "WeightQuantizer"]

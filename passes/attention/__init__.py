@@ -1,0 +1,1 @@
+"""Attention in its many spellings, and what it is made of."""

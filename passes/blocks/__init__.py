@@ -1,0 +1,1 @@
+"""Where a graph branches, and what goes together in a block."""

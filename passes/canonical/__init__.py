@@ -1,0 +1,1 @@
+"""What canonicalization knows: spellings, composites, layers as functions."""

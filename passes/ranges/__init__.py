@@ -1,0 +1,1 @@
+"""Arithmetic on intervals, and what each operation says about its range."""

@@ -1,0 +1,162 @@
+"""One file: what is in it, and that it gives the same model back."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, fx, nn
+
+import fxquant
+from fxquant.artifact.graph_json import GraphFormatError, _names, decode_graph, encode_graph
+from fxquant.errors import ArtifactError
+from tests.fxquant.small_networks import compiled, conv_net, images, module
+
+RECIPES = ("w8a8", "w8a8_x86", "w8a32", "w4a32", "w4a8", "w4a4_head_stem8")
+
+
+def loaded(q: Any, path: Path, target: str = "x86") -> Any:
+    q.save(path)
+    return fxquant.load(path, target)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_gives_the_same_bits_back(recipe: str, tmp_path: Path) -> None:
+    q = compiled(recipe=recipe)
+    for target in ("x86", "reference"):
+        again = loaded(q, tmp_path / "m.fxq", target)
+        assert torch.equal(again(images()), q.to_target(target)(images())), target
+
+
+def test_keeps_recipe_report_and_example(tmp_path: Path) -> None:
+    q = compiled(changes={"name": "mine"})
+    again = loaded(q, tmp_path / "m.fxq")
+    assert again.recipe == q.recipe
+    assert again.report.int8_share == q.report.int8_share
+    assert [x.shape for x in again.example] == [x.shape for x in q.example]
+    assert list(again.stages) == ["integer", "x86"]
+
+
+def test_a_loaded_model_is_saved_as_the_same_file(tmp_path: Path) -> None:
+    q = compiled()
+    q.save(tmp_path / "a.fxq")
+    fxquant.load(tmp_path / "a.fxq").save(tmp_path / "b.fxq")
+    first, second = (fxquant.load(tmp_path / name) for name in ("a.fxq", "b.fxq"))
+    assert torch.equal(first(images()), second(images()))
+
+
+def test_any_batch_size_runs_after_loading(tmp_path: Path) -> None:
+    again = loaded(compiled(), tmp_path / "m.fxq")
+    assert again(images(7)).shape == (7, 4)
+
+
+def test_holds_integer_weights(tmp_path: Path) -> None:
+    compiled().save(tmp_path / "m.fxq")
+    with safe_open(str(tmp_path / "m.fxq"), framework="pt") as file:
+        types = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(file.metadata()["fxquant"])
+    assert types["weights.conv1.weight"] == torch.int8
+    assert types["weights.conv1.bias"] == torch.int32
+    assert {"graph", "shapes", "recipe", "report", "versions", "format_version", "digest"} == set(
+        metadata
+    )
+    assert set(json.loads(metadata["versions"])) >= {"fxquant", "torch"}
+
+
+def test_names_need_not_be_words(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("block-1 (main)", nn.Conv2d(3, 4, 1))
+    q = compiled(model.eval())
+    assert torch.equal(loaded(q, tmp_path / "m.fxq")(images()), q(images()))
+
+
+def test_an_interrupted_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.fxq"
+    path.write_text("old")
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fxquant.artifact.file.save_file", fails)
+    with pytest.raises(ArtifactError, match="No space left"):
+        compiled(conv_net()).save(path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.fxq"]
+
+
+def test_a_module_that_runs_as_code_cannot_be_saved(tmp_path: Path) -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else x + 1
+
+    q = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), Branches()).eval())
+    with pytest.raises(ArtifactError, match=r"m\.fxq.*'1' \(Branches\) runs in float as code"):
+        q.save(tmp_path / "m.fxq")
+
+
+def test_inputs_too_large_for_half_precision(tmp_path: Path) -> None:
+    x = images() * 1e6
+    again = loaded(compiled(conv_net(), calibration=x), tmp_path / "m.fxq")
+    assert again(x).isfinite().all()
+
+
+def test_structures_and_several_inputs(tmp_path: Path) -> None:
+    model = module(
+        lambda self, x, y: {"a": [self.conv(x) + self.conv(y)], "size": x.size(2)},
+        conv=nn.Conv2d(3, 4, 1),
+    )
+    batch = (images(), images())
+    again = loaded(compiled(model, calibration=[batch]), tmp_path / "m.fxq")(*batch)
+    assert again["size"] == 8
+    assert again["a"][0].shape == (4, 4, 8, 8)
+
+
+def test_float_parts_are_saved_as_functions(tmp_path: Path) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x).flatten(2)).unflatten(2, (8, 8))
+        y = F.softmax(y, 1).masked_fill(y > 100, 0.0)[..., ::2] - self.shift
+        return y.new_zeros(1) + y
+
+    model = module(
+        forward, conv=nn.Conv2d(3, 4, 1), norm=nn.LayerNorm(64), shift=torch.randn(4, 1, 1)
+    )
+    q = compiled(model)
+    assert torch.equal(loaded(q, tmp_path / "m.fxq")(images()), q(images()))
+
+
+def test_arguments_of_every_kind_come_back() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(torch.clamp, (x,), {"min": float("-inf"), "max": 2.5})
+    y = graph.call_function(torch.sum, (y, (1,)), {"dtype": torch.float64})
+    y = graph.call_method("to", (y,), {"memory_format": torch.contiguous_format})
+    z = graph.call_function(operator.getitem, (y, (slice(None, 2), Ellipsis)))
+    graph.output({"z": [z, (None, True)]})
+    original = fx.GraphModule(nn.Module(), graph)
+    again = decode_graph(json.loads(json.dumps(encode_graph(original))), {})
+    value = torch.randn(3, 4)
+    expected, found = original(value), again(value)
+    assert torch.equal(expected["z"][0], found["z"][0])
+    assert found["z"][1] == (None, True)
+    assert [node.name for node in again.graph.nodes] == [node.name for node in original.graph.nodes]
+
+
+def test_functions_outside_the_table_are_refused() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(print, (graph.placeholder("x"),)))
+    with pytest.raises(GraphFormatError, match=r"'print'.*table of operations"):
+        encode_graph(fx.GraphModule(nn.Module(), graph))
+
+
+@pytest.mark.parametrize("word", ["load", "save", "file", "hub", "compile", "exec", "import"])
+def test_the_table_has_nothing_that_reaches_outside(word: str) -> None:
+    assert not [name for name in _names().values() if word in re.split(r"[._]", name)]
