@@ -16,10 +16,10 @@ from torch import fx, nn
 
 from fxquant.plan.dynamic import check_dynamic, dynamic_refusal
 from fxquant.plan.forms import Form, form_of
+from fxquant.plan.node_recipe import NodeRecipe
 from fxquant.plan.operations import Kind, classify, data_operands, is_curved
 from fxquant.plan.residual import ResidualStream
 from fxquant.plan.value_sites import Decisions, ValuePlanner, ValueSite
-from fxquant.recipe.node_recipe import NodeRecipe
 from fxquant.recipe.recipe import Recipe
 from fxquant.spec import QuantSpec
 from passes import module_path, tensor_info

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from fxquant.plan.forms import Form
+from fxquant.plan.node_recipe import NodeRecipe
 from fxquant.plan.operations import Kind, data_operands, layer_of
 from fxquant.plan.residual import ResidualStream
-from fxquant.recipe.node_recipe import NodeRecipe
 from fxquant.spec import QParams, QuantSpec
 from passes import is_depthwise, softmax_numerators, tensor_info
 
