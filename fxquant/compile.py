@@ -29,7 +29,6 @@ from fxquant.even_out.split_outliers import split_outlier_channels
 from fxquant.finish import lower_simulated
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import CoverageRow, coverage
-from fxquant.plan.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe.recipe import Recipe
@@ -39,9 +38,10 @@ from fxquant.report.report import Report, format_diff
 from fxquant.report.summary import check_summary, quantizer_rows, refusals, tensor_bytes
 from fxquant.simulate.calibrate import CalibrationSet, calibrate
 from fxquant.simulate.correct_bias import InputMeans, correct_bias
+from fxquant.simulate.nonlinear import link_forms, simulated_forms
 from fxquant.simulate.quantize_weights import weight_quantizers
 from fxquant.simulate.quantizers import ActivationQuantizer
-from fxquant.simulate.simulated_forms import link_forms, simulated_forms
+from fxquant.simulate.recurrent import QuantizeRecurrentWeights, recurrent_quantizers
 from passes import (
     AssignOneSided,
     InsertQuantDequant,

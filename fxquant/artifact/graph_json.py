@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
 from fxquant.kernels import OPERATORS
-from fxquant.plan.functional_forms import pair
 from fxquant.to_integer import Grid
+from fxquant.to_integer.functional import pair
 from passes import (
     add_relu,
     masked_softmax,

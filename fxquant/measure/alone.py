@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from fxquant.measure.one_at_a_time import Runner, first_tensor
+from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
-from fxquant.simulate.simulated_forms import SimulatedForm
 from passes import FusedLayer, copy_sharing_tensors
 from passes.infra.listing import operation
 

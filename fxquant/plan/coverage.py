@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxquant.plan.dynamic import recurrent_macs, recurrent_of
+from fxquant.plan.dynamic import recurrent_input, recurrent_of
 from fxquant.plan.operations import layer_of
 from fxquant.plan.plan import Plan
 from passes import module_path, tensor_info
@@ -75,7 +75,7 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
         if isinstance(module, nn.MultiheadAttention):
             return _attention(node, module)
         recurrent = recurrent_of(node, root)
-        return recurrent_macs(node, recurrent) if recurrent is not None else 0
+        return _recurrent(node, recurrent) if recurrent is not None else 0
     name = getattr(node.target, "__name__", "")
     left = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
     if (
@@ -94,6 +94,16 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     if name.startswith("shifted_window_attention") and left is not None:
         return _window_attention(node, left.shape)
     return 0
+
+
+def _recurrent(node: fx.Node, layer: nn.LSTM | nn.GRU) -> int:
+    """One sequence, of the length that the probe has."""
+    info = recurrent_input(node)
+    if info is None:
+        return 0
+    steps = info.shape[1 if layer.batch_first and len(info.shape) == 3 else 0]
+    weights = (v.numel() for name, v in layer.named_parameters() if name.startswith("weight"))
+    return int(steps) * sum(weights)
 
 
 def _attention(node: fx.Node, module: nn.MultiheadAttention) -> int:

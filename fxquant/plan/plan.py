@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 from fxquant.plan.dynamic import check_dynamic, dynamic_refusal
-from fxquant.plan.forms import Form, form_of
 from fxquant.plan.node_recipe import NodeRecipe
+from fxquant.plan.nonlinear import IntegerForm, form_of
 from fxquant.plan.operations import Kind, classify, data_operands, is_curved
 from fxquant.plan.residual import ResidualStream
 from fxquant.plan.value_sites import Decisions, ValuePlanner, ValueSite
@@ -45,7 +45,7 @@ class Plan:
     values: tuple[ValueSite, ...]
     weights: dict[str, QuantSpec] = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
-    forms: dict[str, Form] = field(default_factory=dict)
+    forms: dict[str, IntegerForm] = field(default_factory=dict)
     requantization: Literal["float", "dyadic"] = "float"
 
     def runs_on_integers(self, node: fx.Node) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.plan.forms import Form
 from fxquant.plan.node_recipe import NodeRecipe
+from fxquant.plan.nonlinear import IntegerForm
 from fxquant.plan.operations import Kind, data_operands, layer_of
 from fxquant.plan.residual import ResidualStream
 from fxquant.spec import QParams, QuantSpec
@@ -55,7 +55,7 @@ class Decisions:
     kinds: dict[fx.Node, Kind] = field(default_factory=dict)
     reasons: dict[fx.Node, str] = field(default_factory=dict)
     weights: dict[fx.Node, QuantSpec] = field(default_factory=dict)
-    forms: dict[fx.Node, Form] = field(default_factory=dict)
+    forms: dict[fx.Node, IntegerForm] = field(default_factory=dict)
 
     def integer(self, node: fx.Node) -> bool:
         """Whether it is an operation that was not left in float."""

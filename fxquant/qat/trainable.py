@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.plan.dynamic import QuantizedRecurrent
+from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.simulate.quantizers.straight_through import straight_through
+from fxquant.simulate.recurrent import QuantizedRecurrent
 from fxquant.simulate.saturation import cpu_has_vnni, pair_sums_fit
-from fxquant.simulate.simulated_forms import SimulatedForm
 from fxquant.spec import LARGEST_SCALE, SMALLEST_SCALE, QParams
 from passes import FusedLayer
 from passes.fold_batch_norm import BATCH_NORMS

@@ -7,14 +7,15 @@ from torch import fx
 
 from fxquant.plan.operations import Kind
 from fxquant.plan.plan import Plan
+from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer
-from fxquant.simulate.simulated_forms import SimulatedForm
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.dyadic import DYADIC_EMITTERS
-from fxquant.to_integer.floats import activate, dynamic_operation, float_operation
-from fxquant.to_integer.forms import emit_form
+from fxquant.to_integer.dynamic import dynamic_operation
+from fxquant.to_integer.floats import float_operation
 from fxquant.to_integer.grid import Grid
-from fxquant.to_integer.layers import activation_of, emit_layer
+from fxquant.to_integer.layers import activate, activation_of, emit_layer
+from fxquant.to_integer.nonlinear import emit_nonlinear
 from fxquant.to_integer.operations import EMITTERS, Emit, emit_matmul, emit_movement
 
 __all__ = ["to_integer"]
@@ -89,7 +90,7 @@ def _emitter(conversion: Conversion, node: fx.Node) -> Emit:
     if node.op == "call_module":
         module = conversion.source.get_submodule(str(node.target))
         if isinstance(module, SimulatedForm):
-            return emit_form
+            return emit_nonlinear
     plan = conversion.plan
     table = DYADIC_EMITTERS if plan.requantization == "dyadic" else EMITTERS
     return table[plan.kinds[node.name]]

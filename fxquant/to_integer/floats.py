@@ -6,17 +6,15 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
-from fxquant.plan.dynamic import emit_dynamic, has_batch_dimension
-from fxquant.plan.functional_forms import functional_form
 from fxquant.simulate.quantizers import WeightQuantizer
 from fxquant.to_integer.conversion import OPS, Conversion
-from fxquant.to_integer.layers import activation_of, weight_constants
+from fxquant.to_integer.functional import functional
+from fxquant.to_integer.layers import activate, weight_constants
 from passes import FusedLayer
 
-__all__ = ["activate", "dynamic_operation", "float_operation"]
+__all__ = ["float_operation"]
 
 
 def float_operation(conversion: Conversion, node: fx.Node) -> None:
@@ -40,8 +38,8 @@ def float_operation(conversion: Conversion, node: fx.Node) -> None:
     if isinstance(module, FusedLayer):
         conversion.floats[node] = _float_layer(conversion, path, module, *args)
         return
-    form = functional_form(module)
-    if form is None:
+    as_function = functional(module)
+    if as_function is None:
         conversion.copy_module(path, module)
         emitted = conversion.graph.create_node("call_module", path, args, kwargs, name=node.name)
         conversion.floats[node] = conversion.annotate(emitted, None)
@@ -54,27 +52,7 @@ def float_operation(conversion: Conversion, node: fx.Node) -> None:
         created = conversion.graph.create_node("call_function", target, args, kwargs)
         return conversion.annotate(created, None)
 
-    conversion.floats[node] = form(module, constant, call, args, kwargs)
-
-
-def dynamic_operation(conversion: Conversion, node: fx.Node) -> fx.Node:
-    """A layer that quantizes its own input at run time: float in, float out."""
-    path = str(node.target)
-    module = conversion.source.get_submodule(path)
-    args = fx.map_arg(node.args, conversion.float_or_plain)
-    kwargs = dict(fx.map_arg(node.kwargs, conversion.float_or_plain))
-    y = emit_dynamic(
-        path,
-        module,
-        args,
-        kwargs,
-        batched=has_batch_dimension(node),
-        constant=conversion.constant,
-        call=lambda target, operands: conversion.emit(target, operands, None),
-    )
-    if len(args) > 1 and isinstance(module, FusedLayer):
-        y = conversion.emit(torch.add, (y, args[1]), None)
-    return activate(conversion, y, activation_of(conversion.source, node))
+    conversion.floats[node] = as_function(module, constant, call, args, kwargs)
 
 
 def _float_layer(
@@ -96,8 +74,8 @@ def _float_layer(
     else:
         dequantized = conversion.constant(f"{path}.weight", layer.weight)
     bias = None if layer.bias is None else conversion.constant(f"{path}.float_bias", layer.bias)
-    form = functional_form(layer)
-    assert form is not None
+    as_function = functional(layer)
+    assert as_function is not None
 
     def constant(name: str) -> fx.Node | None:
         return dequantized if name == "weight" else bias
@@ -106,17 +84,7 @@ def _float_layer(
         created = conversion.graph.create_node("call_function", target, args, kwargs)
         return conversion.annotate(created, None)
 
-    y = form(layer, constant, call, (x,), {})
+    y = as_function(layer, constant, call, (x,), {})
     if residual:
         y = call(torch.add, (y, residual[0]), {})
     return activate(conversion, y, module.activation)
-
-
-def activate(conversion: Conversion, y: fx.Node, activation: str) -> fx.Node:
-    """A fused layer's activation as an operation of its own, on floats."""
-    functions: dict[str, Any] = {"relu": F.relu, "relu6": F.relu6}
-    if activation == "none":
-        return y
-    return conversion.emit(
-        functions[activation], (y,), None, f"{conversion.current.name}_{activation}"
-    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.simulate.quantizers import WeightQuantizer
@@ -16,6 +17,7 @@ from passes import FusedLayer
 
 __all__ = [
     "LayerIntegers",
+    "activate",
     "activation_of",
     "emit_layer",
     "geometry",
@@ -114,6 +116,16 @@ def activation_of(root: nn.Module, node: fx.Node) -> str:
     """The activation that is fused into the layer that `node` calls."""
     module = root.get_submodule(str(node.target))
     return module.activation if isinstance(module, FusedLayer) else "none"
+
+
+def activate(conversion: Conversion, y: fx.Node, activation: str) -> fx.Node:
+    """A fused layer's activation as an operation of its own, on floats."""
+    functions: dict[str, Any] = {"relu": F.relu, "relu6": F.relu6}
+    if activation == "none":
+        return y
+    return conversion.emit(
+        functions[activation], (y,), None, f"{conversion.current.name}_{activation}"
+    )
 
 
 def output_bounds(conversion: Conversion, node: fx.Node, grid: Grid) -> tuple[int, int]:

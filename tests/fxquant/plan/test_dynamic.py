@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant.errors import CompileError, RecipeError
-from fxquant.plan.dynamic import QuantizeRecurrentWeights, recurrent_quantizers
 from fxquant.recipe.recipe import Recipe
+from fxquant.simulate.recurrent import QuantizeRecurrentWeights, recurrent_quantizers
 from passes.infra.verify import flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")

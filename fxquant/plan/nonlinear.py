@@ -20,7 +20,7 @@ from fxquant.plan.operations import Kind
 from fxquant.recipe.recipe import OperationRecipe
 from fxquant.spec import QParams
 
-__all__ = ["Builder", "Form", "Produced", "execute", "form_of"]
+__all__ = ["Builder", "IntegerForm", "Produced", "execute", "form_of"]
 
 OPS: Any = torch.ops.fxquant
 
@@ -46,7 +46,7 @@ execute = Builder(call=lambda operator, *args: operator(*args), constant=lambda 
 
 
 @dataclass(frozen=True)
-class Form:
+class IntegerForm:
     """One operation's way to compute on integers.
 
     `operation` is its name for reports, `method` the recipe's word for the way, `bits` those of
@@ -172,14 +172,14 @@ class Form:
         return Produced(value, gamma.double() * scale)
 
 
-def form_of(node: fx.Node, kind: Kind, operations: OperationRecipe) -> Form | None:
+def form_of(node: fx.Node, kind: Kind, operations: OperationRecipe) -> IntegerForm | None:
     """The form that a recipe's table gives to an operation; None for those without a choice."""
     if kind is Kind.SOFTMAX:
-        return Form("softmax", operations.softmax, operations.softmax_bits)
+        return IntegerForm("softmax", operations.softmax, operations.softmax_bits)
     if kind is Kind.NORM:
-        return Form("LayerNorm", operations.layer_norm)
+        return IntegerForm("LayerNorm", operations.layer_norm)
     if kind is Kind.NORMALIZE:
-        return Form("normalize", "float" if operations.layer_norm == "float" else "integer")
+        return IntegerForm("normalize", "float" if operations.layer_norm == "float" else "integer")
     if kind is Kind.TABLE and node.target is F.gelu:
-        return Form("GELU", operations.gelu)
+        return IntegerForm("GELU", operations.gelu)
     return None

@@ -1,6 +1,6 @@
 """Float modules as calls of torch functions on named constants.
 
-An artefact holds functions and tensors and no code: what has a form here can be saved.
+An artefact holds functions and tensors and no code: a module that is listed here can be saved.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["Form", "functional_form", "pair"]
+__all__ = ["Functional", "functional", "pair"]
 
 Constant = Callable[[str], "fx.Node | None"]
 Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], fx.Node]
-Form = Callable[[Any, Constant, Call, tuple[Any, ...], dict[str, Any]], fx.Node]
-"""``form(module, constant, call, args, kwargs)``: `constant` reads one of the module's tensors
-by name, `call` creates a function call; the result stands for ``module(*args, **kwargs)``."""
+Functional = Callable[[Any, Constant, Call, tuple[Any, ...], dict[str, Any]], fx.Node]
+"""Called as ``f(module, constant, call, args, kwargs)``: `constant` reads one of the module's
+tensors by name, `call` creates a function call; the result stands for the module's."""
 
 
-def functional_form(module: nn.Module) -> Form | None:
-    """The form of exactly this type of module, or None."""
-    return _FORMS.get(type(module))
+def functional(module: nn.Module) -> Functional | None:
+    """What calls functions instead of exactly this type of module, or None."""
+    return _FUNCTIONALS.get(type(module))
 
 
 def _optional(module: Any, constant: Constant, name: str) -> fx.Node | None:
@@ -159,7 +159,7 @@ def pair(first: Any, second: Any) -> tuple[Any, Any]:
     return first, second
 
 
-_FORMS: dict[type[nn.Module], Form] = {
+_FUNCTIONALS: dict[type[nn.Module], Functional] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,

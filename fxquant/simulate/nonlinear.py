@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.plan.forms import Builder, Form, Produced, execute
+from fxquant.plan.nonlinear import Builder, IntegerForm, Produced, execute
 from fxquant.plan.plan import Plan
 from fxquant.simulate.quantizers import ActivationQuantizer
 
@@ -24,7 +24,7 @@ class SimulatedForm(nn.Module):
 
     def __init__(
         self,
-        form: Form,
+        form: IntegerForm,
         function: Callable[..., Tensor],
         *,
         norm: nn.LayerNorm | None = None,
@@ -76,7 +76,7 @@ class SimulatedForm(nn.Module):
     def produce(
         self, build: Builder, x: Any, scale: float, zero_point: int, *, rows: int, mask: Any = None
     ) -> Produced:
-        """The integers of the result for the codes `x`: see `Form.produce`."""
+        """The integers of the result for the codes `x`: see `IntegerForm.produce`."""
         shift = self.channel_shift(scale) if self.form.method == "power_of_two" else None
         return self.form.produce(
             build,
@@ -97,7 +97,7 @@ def simulated_forms(fused: fx.GraphModule, plan: Plan) -> dict[str, nn.Module]:
     for node in fused.graph.nodes:
         form = plan.forms.get(node.name)
         # A function of one 8-bit value by its table is its float function, rounded.
-        if form is None or node.name in plan.reasons or form == Form("GELU", "table"):
+        if form is None or node.name in plan.reasons or form == IntegerForm("GELU", "table"):
             continue
         if node.op == "call_module":
             norm = cast(nn.LayerNorm, fused.get_submodule(str(node.target)))

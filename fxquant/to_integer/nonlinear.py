@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.plan.forms import Builder
-from fxquant.simulate.simulated_forms import SimulatedForm
+from fxquant.plan.nonlinear import Builder
+from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.to_integer.conversion import Conversion
 from fxquant.to_integer.dyadic import rescale
 from fxquant.to_integer.grid import Grid
 from passes import tensor_info
 
-__all__ = ["emit_form"]
+__all__ = ["emit_nonlinear"]
 
 
-def emit_form(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+def emit_nonlinear(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     """The operators of the form that `node` calls, written on `grid`."""
     module = conversion.source.get_submodule(str(node.target))
     assert isinstance(module, SimulatedForm)
