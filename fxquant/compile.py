@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact.file import load_artifact
+from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import TARGETS
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
@@ -35,7 +36,7 @@ from fxquant.recipe.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report.dump import dump_stage
 from fxquant.report.report import Report, format_diff
-from fxquant.report.summary import check_summary, quantizer_rows, refusals, tensor_bytes
+from fxquant.report.summary import check_summary, quantizer_rows, refusals
 from fxquant.simulate.calibrate import CalibrationSet, calibrate
 from fxquant.simulate.correct_bias import InputMeans, correct_bias
 from fxquant.simulate.nonlinear import link_forms, simulated_forms

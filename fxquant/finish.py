@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import fx
 
+from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import Lowered, lower_checked
 from fxquant.compiled import CompiledModel
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.report.report import QuantizerRow
-from fxquant.report.summary import check_summary, tensor_bytes
+from fxquant.report.summary import check_summary
 from fxquant.simulate.quantizers import ActivationQuantizer
 from fxquant.to_integer import to_integer
 from fxquant.to_integer.invariants import check_integer_graph, check_integers_only

@@ -28,6 +28,7 @@ from torch import Tensor, fx
 from fxquant.artifact.graph_json import GraphFormatError, decode_graph, encode_graph
 from fxquant.artifact.packing import fits_four_bits, pack_four_bits, unpack_four_bits
 from fxquant.errors import ArtifactError
+from fxquant.metrics import Closeness
 from fxquant.recipe.recipe import Recipe
 from fxquant.report.report import Report
 from passes import PassError
@@ -196,12 +197,10 @@ def _check_golden(
         for node in integer.graph.nodes
     )
     if not exact and len(found) == len(golden):
-        noise = sum(
-            float((a.double() - b.double()).square().sum())
-            for a, b in zip(found, golden, strict=True)
-        )
-        signal = sum(float(b.double().square().sum()) for b in golden)
-        if noise <= signal * 10 ** (-_FLOAT_SQNR_DB / 10):
+        closeness = Closeness()
+        for value, wanted in zip(found, golden, strict=True):
+            closeness.add(wanted, value)
+        if closeness.sqnr_db >= _FLOAT_SQNR_DB:
             return
     raise ArtifactError(
         f"{path}: its golden input does not give its golden output on this machine; compile again "

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-__all__ = ["fits_four_bits", "pack_four_bits", "stored_bytes", "unpack_four_bits"]
+__all__ = [
+    "fits_four_bits",
+    "pack_four_bits",
+    "stored_bytes",
+    "tensor_bytes",
+    "unpack_four_bits",
+]
 
 
 def fits_four_bits(tensor: Tensor) -> bool:
@@ -46,3 +52,9 @@ def stored_bytes(tensor: Tensor) -> int:
     if fits_four_bits(tensor):
         return (tensor.numel() + 1) // 2
     return tensor.numel() * tensor.element_size()
+
+
+def tensor_bytes(graph: fx.GraphModule) -> int:
+    """How many bytes a file takes for the tensors of a graph, shared ones once."""
+    tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
+    return sum(stored_bytes(tensor) for tensor in tensors.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CompileError
+from fxquant.metrics import Closeness
 from passes.infra.verify import flatten
 
 __all__ = ["OperationDifference", "TargetCheck", "check_target", "whole_network"]
@@ -139,13 +140,11 @@ def _equal(expected: Any, found: Any) -> bool:
 
 def whole_network(expected: Any, found: Any) -> tuple[float, float]:
     """The share of output values that differ, and the SQNR in dB of one against the other."""
-    signal = noise = 0.0
+    closeness = Closeness()
     differing = values = 0
     for (_, want), (_, got) in zip(flatten(expected), flatten(found), strict=True):
         if isinstance(want, Tensor) and want.is_floating_point():
             differing += int((want != got).sum())
             values += want.numel()
-            signal += float(want.double().square().sum())
-            noise += float((want.double() - got.double()).square().sum())
-    ratio = torch.tensor(signal / noise if noise else float("inf"))
-    return (differing / values if values else 0.0), float(10 * torch.log10(ratio))
+            closeness.add(want, got)
+    return (differing / values if values else 0.0), closeness.sqnr_db

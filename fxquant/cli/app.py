@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,6 +18,7 @@ import fxquant
 from fxquant.cli import choosing, compiling, measuring
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import FxquantError
+from fxquant.measure.tables import finite
 
 Command = tuple[
     str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Outcome]
@@ -85,15 +84,6 @@ def build_parser() -> argparse.ArgumentParser:
         add(command)
         command.set_defaults(run=run)
     return parser
-
-
-def finite(data: Any) -> Any:
-    """The same data with null for infinities and NaN, which JSON does not have."""
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import check_device, joined
 from fxquant.data import ImageBatches
 from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
-from fxquant.measure.evaluate import collect_logits, evaluate, logits_of
+from fxquant.measure.evaluate import collect_logits, evaluate
+from fxquant.metrics import logits_of
 from fxquant.recipe.reconstruction import PUBLISHED
 from passes.infra.listing import to_text
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxquant.errors import DataError
-from fxquant.measure.evaluate import Evaluation, decibels, percent
+from fxquant.measure.evaluate import Evaluation
+from fxquant.measure.tables import decibels, percent
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from fxquant.errors import InputError
+from fxquant.measure.tables import table
 from fxquant.version import __version__
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -111,13 +111,9 @@ class Benchmark:
             for timing in self.timings
         ]
         first = self.timings[0].name
-        table = tabulate(
-            rows,
-            headers=("", "median", "quartiles", f"time / {first}", "faster"),
-            disable_numparse=True,
-            colalign=("left", *["right"] * 4),
-        )
-        return f"{table}\n{self.timings[0].calls} calls each in {self.rounds} turns; {self.machine}"
+        headers = ("", "median", "quartiles", f"time / {first}", "faster")
+        about = f"{self.timings[0].calls} calls each in {self.rounds} turns; {self.machine}"
+        return f"{table(rows, headers)}\n{about}"
 
 
 def benchmark(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxquant.errors import ModelError
+from fxquant.measure.tables import finite
+from fxquant.metrics import Closeness
 from fxquant.simulate.quantizers import WeightQuantizer
 from passes import FusedLayer
 
@@ -45,10 +46,8 @@ class Comparison:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data, one entry a row; an exact tensor's SQNR is null."""
-        return [
-            {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
-            for row in map(asdict, self.rows)
-        ]
+        rows: list[dict[str, Any]] = finite([asdict(row) for row in self.rows])
+        return rows
 
     def __str__(self) -> str:
         rows = [
@@ -68,21 +67,21 @@ class Comparison:
 def difference(name: str, what: str, expected: Tensor, found: Tensor) -> Difference:
     """The error of `found` against `expected`, both of one shape."""
     a, b = expected.detach().double().flatten(), found.detach().double().flatten()
-    noise, signal = float((a - b).square().sum()), float(a.square().sum())
-    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
+    closeness = Closeness()
+    closeness.add(a, b)
     norms = float(a.norm() * b.norm())
     return Difference(
         name,
         what,
-        sqnr,
-        noise / max(1, a.numel()),
-        float(a @ b) / norms if norms else float(noise == 0),
+        closeness.sqnr_db,
+        closeness.noise / max(1, a.numel()),
+        float(a @ b) / norms if norms else float(closeness.noise == 0),
         float((a - b).abs().max()) if a.numel() else 0.0,
     )
 
 
 class _Values(fx.Interpreter):
-    """Runs a graph and hands every float value to `see`."""
+    """Runs a graph and keeps every float value, and the real value of every integer one."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.compile import compile
 from fxquant.errors import FxquantError
 from fxquant.measure.alone import Alone
-from fxquant.measure.compare import difference
-from fxquant.measure.evaluate import decibels, percent
-from fxquant.measure.one_at_a_time import first_tensor
+from fxquant.measure.tables import decibels, finite, percent, table
+from fxquant.metrics import Closeness, first_tensor
 from fxquant.plan.operations import Kind, classify, is_curved
 from fxquant.plan.residual import ResidualStream
 from fxquant.recipe.recipe import Recipe
@@ -93,14 +91,8 @@ class OperationCosts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``; what is not finite is null."""
-        rows = [
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in asdict(row).items()
-            }
-            for row in self.rows
-        ]
-        return asdict(self) | {"rows": rows}
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
 
     def __str__(self) -> str:
         operations = [
@@ -119,7 +111,7 @@ class OperationCosts:
         texts = [
             f"recipe {self.recipe}: SQNR and agreement against float on {self.images} images, "
             "what it costs, and both against the baseline",
-            _table(operations, headers),
+            table(operations, headers),
             *(f"{row.name}: {row.error}" for row in self.rows if row.error),
         ]
         alone = [
@@ -128,14 +120,14 @@ class OperationCosts:
         ]
         if alone:
             texts += ["", "quantized, all else in float"]
-            texts += [_table(alone, ("quantized", "SQNR", "agreement"))]
+            texts += [table(alone, ("quantized", "SQNR", "agreement"))]
         values = [
             (row.name, row.detail, decibels(row.sqnr_db), percent(row.agreement))
             for row in self.of("value")
         ]
         if values:
             texts += ["", f"the worst single values, on {self.value_images} images"]
-            texts += [_table(values, ("quantized", "grid", "SQNR", "agreement"), texts=2)]
+            texts += [table(values, ("quantized", "grid", "SQNR", "agreement"), texts=2)]
         return "\n".join(texts)
 
 
@@ -266,16 +258,6 @@ def _operation(name: str, expected: Tensor, baseline: Tensor, found: Tensor) -> 
 
 def _closeness(expected: Tensor, found: Tensor) -> tuple[float, float | None]:
     """SQNR in decibels, and the share of rows with the same argmax."""
-    sqnr = difference("", "", expected, found).sqnr_db
-    if expected.dim() != 2:
-        return sqnr, None
-    return sqnr, float((expected.argmax(1) == found.argmax(1)).double().mean())
-
-
-def _table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...], texts: int = 1) -> str:
-    return tabulate(
-        rows,
-        headers=headers,
-        disable_numparse=True,
-        colalign=(*["left"] * texts, *["right"] * (len(headers) - texts)),
-    )
+    closeness = Closeness()
+    closeness.add(expected, found)
+    return closeness.sqnr_db, closeness.agreement

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from tabulate import tabulate
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from fxquant.errors import DataError, InputError, ModelError
+from fxquant.errors import InputError
+from fxquant.measure.tables import decibels, finite, percent, table
+from fxquant.metrics import Accuracy, Batch, Closeness, Model, labelled_logits, logits_of
 
-Model = Callable[[Tensor], Any]
-Batch = Tensor | Sequence[Any]
+__all__ = ["Evaluation", "collect_logits", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,14 @@ class Evaluation:
         """The fields and ``top1_drop``, ready for ``json.dumps``; what is not finite is None."""
         fields = asdict(self) | {"top1_drop": self.top1_drop}
         fields["reference"] = None if self.reference is None else self.reference.to_json()
-        return {name: _finite(value) for name, value in fields.items()}
+        plain: dict[str, Any] = finite(fields)
+        return plain
 
     def __str__(self) -> str:
         rows = [("quantized" if self.reference else "model", self)]
         if self.reference is not None:
             rows.insert(0, ("float", self.reference))
-        return tabulate(
+        return table(
             [
                 (
                     name,
@@ -72,20 +70,8 @@ class Evaluation:
                 )
                 for name, row in rows
             ],
-            headers=("", "images", "top-1", "top-5", "loss", "agreement", "SQNR"),
-            disable_numparse=True,
-            colalign=("left", *["right"] * 6),
+            ("", "images", "top-1", "top-5", "loss", "agreement", "SQNR"),
         )
-
-
-def percent(share: float | None) -> str:
-    """``0.7954`` as ``79.54 %``; a dash for None."""
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def decibels(ratio: float | None) -> str:
-    """``17.42`` as ``17.4 dB``; a dash for None."""
-    return "-" if ratio is None else f"{ratio:.1f} dB"
 
 
 def evaluate(
@@ -112,14 +98,12 @@ def evaluate(
         ModelError: a model is in training mode, or its output is not [N, classes].
         InputError: the reference's logits belong to other images.
     """
-    tally, reference_tally = _Tally(), _Tally()
-    same = signal = noise = 0.0
+    accuracy, reference_accuracy, closeness = Accuracy(), Accuracy(), Closeness()
     expected = _reference_logits(reference)
     with torch.inference_mode():
-        for images, labels in _with_progress(batches, "evaluate", progress):
-            logits = logits_of(model, images)
-            _check_labels(labels, classes or logits.shape[1], tally.images, batches)
-            tally.add(logits, labels)
+        found = labelled_logits(model, batches, classes=classes, bar="evaluate" if progress else "")
+        for images, logits, labels in found:
+            accuracy.add(logits, labels)
             if expected is None:
                 continue
             wanted = expected(images)
@@ -128,71 +112,32 @@ def evaluate(
                     f"the reference's logits are {list(wanted.shape)} where the model's are "
                     f"{list(logits.shape)}; use the same batches and classes for both"
                 )
-            reference_tally.add(wanted, labels)
-            same += float((wanted.argmax(1) == logits.argmax(1)).sum())
-            signal += float(wanted.double().square().sum())
-            noise += float((wanted.double() - logits.double()).square().sum())
-    if not tally.images:
-        raise DataError("there are no images to evaluate on: the batches are empty")
+            reference_accuracy.add(wanted, labels)
+            closeness.add(wanted, logits)
     if expected is None:
-        return tally.result()
-    return tally.result(same / tally.images, _decibels(signal, noise), reference_tally.result())
+        return _evaluation(accuracy)
+    return replace(
+        _evaluation(accuracy),
+        agreement=closeness.agreement,
+        sqnr_db=closeness.sqnr_db,
+        reference=_evaluation(reference_accuracy),
+    )
 
 
 def collect_logits(
     model: Model, batches: Iterable[Batch], *, progress: bool = False
 ) -> list[Tensor]:
-    """The logits [N, classes] of every batch: a `reference` for many evaluations of one study."""
-    with torch.inference_mode():
-        return [
-            logits_of(model, images) for images, _ in _with_progress(batches, "float", progress)
-        ]
+    """The logits [N, classes] of every batch: a `reference` for many evaluations of one study.
 
-
-def logits_of(model: Model, images: Tensor) -> Tensor:
-    """The logits float[N, classes] that `model` gives for `images`.
-
-    Raises:
-        ModelError: the model is in training mode, or gives something else.
+    Raises what `evaluate` raises for the batches and for the model.
     """
-    if isinstance(model, nn.Module) and model.training:
-        raise ModelError("the model is in training mode; call model.eval() before evaluating it")
-    output = model(images)
-    logits = next(_tensors(output), None)
-    if logits is None or logits.dim() != 2 or len(logits) != len(images):
-        found = type(output).__name__ if logits is None else f"a tensor of {list(logits.shape)}"
-        raise ModelError(f"the model gives {found}; evaluating needs logits [images, classes]")
-    return logits
+    with torch.inference_mode():
+        found = labelled_logits(model, batches, bar="float" if progress else "")
+        return [logits for _, logits, _ in found]
 
 
-class _Tally:
-    """Sums over the batches that have been seen."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.labelled = 0
-        self.top1 = self.top5 = self.loss = 0.0
-
-    def add(self, logits: Tensor, labels: Tensor | None) -> None:
-        self.images += len(logits)
-        if labels is None:
-            return
-        self.labelled += len(logits)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == labels.unsqueeze(1)
-        self.top1 += float(hits[:, 0].sum())
-        self.top5 += float(hits.sum())
-        self.loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-
-    def result(
-        self,
-        agreement: float | None = None,
-        sqnr_db: float | None = None,
-        reference: Evaluation | None = None,
-    ) -> Evaluation:
-        sums = (self.top1, self.top5, self.loss)
-        top1, top5, loss = (total / self.labelled if self.labelled else None for total in sums)
-        return Evaluation(self.images, top1, top5, loss, agreement, sqnr_db, reference)
+def _evaluation(of: Accuracy) -> Evaluation:
+    return Evaluation(of.images, of.top1, of.top5, of.loss)
 
 
 def _reference_logits(
@@ -212,55 +157,3 @@ def _reference_logits(
             raise InputError("the reference has logits of fewer batches than there are") from None
 
     return replay
-
-
-def _with_progress(
-    batches: Iterable[Batch], description: str, progress: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    shown = tqdm(
-        batches, description, delay=2, disable=None if progress else True, leave=False, unit="batch"
-    )
-    for batch in shown:
-        if isinstance(batch, Tensor):
-            yield batch, None
-            continue
-        images, labels = batch[0], batch[1] if len(batch) > 1 else None
-        if labels is None or bool((labels < 0).all()):
-            yield images, None
-        else:
-            yield images, labels
-
-
-def _check_labels(labels: Tensor | None, classes: int, seen: int, batches: Iterable[Batch]) -> None:
-    if labels is None:
-        return
-    wrong = torch.nonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        index = int(wrong[0])
-        names = getattr(getattr(batches, "images", None), "names", None)
-        name = names[seen + index] if names else f"image {seen + index}"
-        raise DataError(
-            f"{name}: label {int(labels[index])} is out of range: the model has {classes} classes, "
-            f"0 to {classes - 1}"
-        )
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

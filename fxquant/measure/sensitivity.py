@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxquant.compile import compile
 from fxquant.compiled import CompiledModel
-from fxquant.errors import FxquantError, ModelError, RecipeError
-from fxquant.measure.one_at_a_time import OneAtATime, Sums, What
+from fxquant.errors import CalibrationError, FxquantError, ModelError, RecipeError
+from fxquant.measure.tables import finite, table
+from fxquant.measure.widths import What, Widths
+from fxquant.metrics import Closeness, first_tensor, labels_of
 from fxquant.recipe.recipe import Recipe
-from fxquant.simulate.calibrate import CalibrationSet, calibrate
+from fxquant.simulate.calibrate import CalibrationSet
 
 __all__ = ["Effect", "Sensitivity", "measure"]
 
@@ -66,22 +68,19 @@ class Sensitivity:
 
     def of(self, what: What) -> dict[str, dict[int, Effect]]:
         """The effects of weights, or of activations, by path and by bit width."""
-        table: dict[str, dict[int, Effect]] = {}
+        effects: dict[str, dict[int, Effect]] = {}
         for row in self.rows:
             if row.what == what:
-                table.setdefault(row.path, {})[row.bits] = row
-        return table
+                effects.setdefault(row.path, {})[row.bits] = row
+        return effects
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``; an infinite SQNR is null."""
-        rows = [asdict(row) for row in self.rows]
-        for row in rows:
-            row["sqnr_db"] = row["sqnr_db"] if math.isfinite(row["sqnr_db"]) else None
         return {
             "recipe": self.recipe,
             "images": self.images,
             "float_loss": self.float_loss,
-            "rows": rows,
+            "rows": finite([asdict(row) for row in self.rows]),
         }
 
     @classmethod
@@ -108,13 +107,7 @@ class Sensitivity:
         headers += [f"SQNR {width} bit" for width in bits] + [f"KL {width} bit" for width in bits]
         loss = "" if self.float_loss is None else f", float loss {self.float_loss:.4f}"
         about = f"{self.images} images, recipe {self.recipe}{loss}; SQNR in dB, KL in nats"
-        table = tabulate(
-            lines,
-            headers,
-            disable_numparse=True,
-            colalign=("left", "left", *["right"] * (1 + 2 * len(bits))),
-        )
-        return f"{table}\n{about}"
+        return f"{table(lines, headers, texts=2)}\n{about}"
 
     def plot(self, path: str | Path) -> None:
         """Draw SQNR and KL over the layers into a file, whose suffix says the format.
@@ -141,9 +134,9 @@ class Sensitivity:
             raise FxquantError(f"{path}: the plot cannot be written: {error}") from error
 
     def _draw(self, left: Any, right: Any, what: What) -> None:
-        table = self.of(what)
+        effects_of = self.of(what)
         for width in self.bits:
-            rows = [effects.get(width) for effects in table.values()]
+            rows = [effects.get(width) for effects in effects_of.values()]
             sqnr = [math.nan if row is None else row.sqnr_db for row in rows]
             kl = [math.nan if row is None or not row.kl else row.kl for row in rows]
             left.plot(sqnr, marker="o", markersize=3, label=f"{width} bit")
@@ -153,7 +146,7 @@ class Sensitivity:
         right.set_yscale("log")
         for axis in (left, right):
             axis.set_title(f"one {what} at a time")
-            axis.set_xticks(range(len(table)), list(table), rotation=90, fontsize=6)
+            axis.set_xticks(range(len(effects_of)), list(effects_of), rotation=90, fontsize=6)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
 
@@ -202,12 +195,12 @@ def measure(
         raise ModelError(
             "a loaded artefact holds no float network to measure: give the float model instead"
         )
-    bench = OneAtATime(model, widths, activations)
+    graph = Widths(model, widths, activations=activations)
     inputs = CalibrationSet(data, model=model.stages["fused"], images=images)
-    if bench.choices:
-        calibrate(bench.graph, inputs, batches=inputs.batches, progress=progress)
-    sums: dict[tuple[str, What, int], Sums] = {}
-    total = Sums()
+    if graph.choices:
+        graph.calibrate(inputs, progress=progress)
+    sums: dict[tuple[str, What, int], _Sums] = {}
+    total = _Sums()
     labels = _labels(data, len(model.example))
     bar = tqdm(
         inputs,
@@ -220,24 +213,53 @@ def measure(
     with torch.no_grad():
         for batch in bar:
             label = next(labels, None)
-            expected = bench.float_output(batch)
+            expected = first_tensor(graph.graph(*batch))
             total.add(expected, expected, label)
-            for key, found in bench.outputs(batch):
-                sums.setdefault(key, Sums()).add(expected, found, label)
+            for key, found in graph.outputs(batch):
+                sums.setdefault(key, _Sums()).add(expected, found, label)
     rows = [
-        Effect(path, what, width, bench.values[path] if what == "weight" else 0, *entry.result())
+        Effect(path, what, width, graph.sizes[path] if what == "weight" else 0, *entry.result())
         for (path, what, width), entry in sums.items()
     ]
     return Sensitivity(tuple(rows), model.recipe.name, total.images, total.result()[2])
 
 
+class _Sums:
+    """Sums over the batches for one row."""
+
+    def __init__(self) -> None:
+        self.images = self.labelled = 0
+        self.closeness = Closeness()
+        self.kl = self.loss = 0.0
+
+    def add(self, expected: Tensor, found: Tensor, labels: Tensor | None) -> None:
+        """Take in a batch of outputs."""
+        self.images += len(expected) if expected.dim() else 1
+        self.closeness.add(expected, found)
+        if not self.closeness.classifies:
+            return
+        logits = found.double()
+        wanted, got = expected.double().log_softmax(1), logits.log_softmax(1)
+        self.kl += float(F.kl_div(got, wanted, reduction="sum", log_target=True))
+        if labels is not None:
+            labels = labels[: len(logits)]
+            if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+                raise CalibrationError(
+                    f"labels lie between {int(labels.min())} and {int(labels.max())}, the model "
+                    f"has {logits.shape[1]} classes"
+                )
+            self.labelled += len(labels)
+            self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    def result(self) -> tuple[float, float | None, float | None]:
+        """SQNR in dB, KL and loss in nats; None for what does not apply."""
+        kl = max(0.0, self.kl) / self.images if self.closeness.classifies else None
+        return self.closeness.sqnr_db, kl, self.loss / self.labelled if self.labelled else None
+
+
 def _labels(data: Any, inputs: int) -> Iterator[Tensor | None]:
-    """What stands behind the inputs of each batch, where it is labels."""
-    if isinstance(data, Tensor):
-        return
-    for batch in data:
-        label = batch[inputs] if isinstance(batch, (tuple, list)) and len(batch) > inputs else None
-        if not isinstance(label, Tensor) or label.dim() != 1 or label.is_floating_point():
-            yield None
-        else:
-            yield label if len(label) and not bool((label < 0).all()) else None
+    """The class labels behind the inputs of each batch, where there are any."""
+    for batch in () if isinstance(data, Tensor) else data:
+        labels = labels_of(batch, inputs)
+        usable = isinstance(labels, Tensor) and labels.dim() == 1 and len(labels)
+        yield labels if usable and not labels.is_floating_point() else None

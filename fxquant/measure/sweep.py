@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,8 +20,10 @@ import fxquant
 from fxquant.data import ImageBatches
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.measure.benchmark import Machine, benchmark
-from fxquant.measure.evaluate import Batch, Evaluation, collect_logits, decibels, evaluate, percent
+from fxquant.measure.evaluate import Evaluation, collect_logits, evaluate
 from fxquant.measure.studies import COLUMNS, STUDIES, Setting
+from fxquant.measure.tables import decibels, percent, table
+from fxquant.metrics import Batch, labels_of
 
 LATENCY_ROUNDS = 5
 
@@ -97,15 +98,11 @@ class Sweep:
     def __str__(self) -> str:
         columns = COLUMNS.get(self.study, {})
         figures = ("loss", "float top-1", "top-1", "agreement", "SQNR", "size", "latency")
-        table = tabulate(
-            [row.cells(columns.values()) for row in self.rows if row.evaluation],
-            headers=(self.study, *columns, *figures),
-            disable_numparse=True,
-            colalign=("left", *["right"] * (len(columns) + len(figures))),
-        )
+        rows = [row.cells(columns.values()) for row in self.rows if row.evaluation]
         failures = [f"{row.name}: {row.error}" for row in self.rows if row.error]
         about = f"recipe {self.recipe}, target {self.target}; {self.machine}"
-        return "\n".join([table, *failures, about])
+        shown = table(rows, (self.study, *columns, *figures))
+        return "\n".join([shown, *failures, about])
 
 
 def sweep(
@@ -219,10 +216,7 @@ def _changed(recipe: fxquant.Recipe, setting: Setting) -> fxquant.Recipe:
 def _finetuned(
     compiled: fxquant.CompiledModel, batches: Iterable[Batch], options: Mapping[str, Any]
 ) -> fxquant.CompiledModel:
-    first = next(iter(batches))
-    labels = None if isinstance(first, Tensor) or len(first) < 2 else first[1]
-    labelled = labels is not None and not bool((labels < 0).all())
-    loss = F.cross_entropy if labelled else None
+    loss = None if labels_of(next(iter(batches))) is None else F.cross_entropy
     loader = _Shuffled(batches) if isinstance(batches, ImageBatches) else batches
     return fxquant.finetune(compiled, loader, loss=loss, **options)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fxquant.compiled import CompiledModel
 from fxquant.errors import CalibrationError, DataError, ModelError, TrainingError
 from fxquant.finish import with_simulated
-from fxquant.measure.evaluate import evaluate
+from fxquant.metrics import Accuracy, labelled_logits, labels_of
 from fxquant.qat.trainable import TrainableActivation, TrainableWeight, batch_norms, to_simulated
 
 __all__ = ["Loss", "Trainer"]
@@ -140,13 +140,8 @@ class Trainer:
             raise DataError(
                 f"training batch {index} holds {len(items)} values, the model takes {wanted}"
             )
-        labels = items[wanted] if len(items) > wanted else None
-        missing = labels is None or (
-            isinstance(labels, Tensor)
-            and not labels.is_floating_point()
-            and bool((labels < 0).all())
-        )
-        if self.loss is not None and missing:
+        labels = labels_of(items, wanted)
+        if self.loss is not None and labels is None:
             raise DataError(
                 f"training batch {index} has no labels: give (inputs, labels) batches, or "
                 "loss=None to learn from the teacher alone"
@@ -197,10 +192,15 @@ class Trainer:
     def _top1(self) -> float:
         assert self.validation is not None
         self.graph.eval()
-        found = evaluate(lambda x: self.graph(self._here(x)).cpu(), self.validation).top1
-        if found is None:
+        accuracy = Accuracy()
+        with torch.inference_mode():
+            for _, logits, labels in labelled_logits(
+                lambda x: self.graph(self._here(x)).cpu(), self.validation
+            ):
+                accuracy.add(logits, labels)
+        if accuracy.top1 is None:
             raise DataError("the validation batches have no labels: give (inputs, labels)")
-        return found
+        return accuracy.top1
 
     # -- what comes of it --------------------------------------------------------------------
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import fx
 
-from fxquant.artifact.packing import stored_bytes
 from fxquant.backends import TargetCheck
 from fxquant.frontend.trace import Traced
 from fxquant.report.report import QuantizerRow, Refusal
 from fxquant.simulate.quantizers import ActivationQuantizer
 from passes import PassRecord
 
-__all__ = ["check_summary", "quantizer_rows", "refusals", "tensor_bytes"]
+__all__ = ["check_summary", "quantizer_rows", "refusals"]
 
 
 def quantizer_rows(
@@ -60,9 +59,3 @@ def check_summary(check: TargetCheck | None) -> dict[str, Any]:
         "output_sqnr_db": check.output_sqnr_db if math.isfinite(check.output_sqnr_db) else None,
         "operations": [asdict(entry) for entry in check.operations if entry.differing],
     }
-
-
-def tensor_bytes(graph: fx.GraphModule) -> int:
-    """The bytes that a file takes for the tensors of a graph, shared ones once."""
-    tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
-    return sum(stored_bytes(tensor) for tensor in tensors.values())
