@@ -25,7 +25,7 @@ from fxquant.integer.linear import linear
 from fxquant.integer.matmul import matmul, matmul_accumulate, mul_accumulate, weighted_mean
 from fxquant.integer.normalize import NORMALIZE_SCALE, normalize_integer
 from fxquant.integer.pooling import adaptive_avg_pool, avg_pool, max_pool, mean
-from fxquant.integer.quantize import dequantize, dequantize_weight, quantize, requantize
+from fxquant.integer.quantize import dequantize, dequantize_weight, quantize
 from fxquant.integer.rescale import add_rescaled, dyadic, dyadic_tensors, rescale
 from fxquant.integer.softmax import (
     exp_table,
@@ -78,7 +78,6 @@ __all__ = [
     "mul_accumulate",
     "normalize_integer",
     "quantize",
-    "requantize",
     "rescale",
     "shift_gelu_constants",
     "shiftmax_constants",

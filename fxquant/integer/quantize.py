@@ -12,7 +12,6 @@ from fxquant.integer.rounding import (
     along_dimension,
     centered,
     float32_scalar,
-    rescale_factor,
     to_codes,
 )
 
@@ -50,19 +49,3 @@ def dequantize_weight(
         shift = weight_zero_point.to(torch.float32)
         wide = wide - along_dimension(shift, weight.dim(), axis)
     return wide * along_dimension(weight_scale.to(torch.float32), weight.dim(), axis)
-
-
-def requantize(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same values in another scale: ``round_half_even(float32(q_x − z_x) · (s_x/s_y)) + z``."""
-    check_codes("requantize", x, dtype)
-    real = centered(x, x_zero_point).mul_(rescale_factor(x_scale, scale))
-    return to_codes(real, zero_point, qmin, qmax, dtype)

@@ -1,12 +1,13 @@
 """What the operators return for fake tensors: empty tensors of the right shape, type and layout.
 
-The functions have the names and the arguments of the operators. An operator without one here runs
-its own implementation: it looks at shapes only.
+Each function takes one `Call`: the arguments of an operator by the names of its schema. An
+operator without one here runs its own implementation: it looks at shapes only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -19,308 +20,135 @@ from fxquant.integer.rounding import channel_memory_format
 # ruff: noqa: D103
 
 
-def conv(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    shape = _conv_shape(x, weight, stride, padding, dilation, groups)
-    return _like_channels(x, weight.dim(), shape, dtype)
+class Call(SimpleNamespace):
+    """The arguments of a call by name, defaults filled in."""
 
 
-def conv_transpose(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    output_padding: Sequence[int],
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
+def conv(call: Call) -> Tensor:
+    return _convolution(call, call.dtype)
+
+
+def conv_accumulate(call: Call) -> Tensor:
+    return _convolution(call, accumulator_dtype(call.x.dtype))
+
+
+def conv_transpose(call: Call) -> Tensor:
+    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[call.weight.dim() - 3]
     shape = convolve(
-        *_float_shapes(x, weight),
+        *_float_shapes(call.x, call.weight),
         None,
-        tuple(stride),
-        tuple(padding),
-        tuple(output_padding),
-        groups,
-        tuple(dilation),
+        tuple(call.stride),
+        tuple(call.padding),
+        tuple(call.output_padding),
+        call.groups,
+        tuple(call.dilation),
     ).shape
-    return _like_channels(x, weight.dim(), shape, dtype)
+    return _like_channels(call.x, call.weight.dim(), shape, call.dtype)
 
 
-def linear(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    residual_zero_point: int = 0,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
+def linear(call: Call) -> Tensor:
+    return _rows(call, call.dtype)
 
 
-def linear_dynamic(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+def linear_accumulate(call: Call) -> Tensor:
+    return _rows(call, accumulator_dtype(call.x.dtype))
 
 
-def lstm_dynamic(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, h = gru_dynamic(x, hx, weights, scales, biases, num_layers, bidirectional, batch_first)
+def linear_dynamic(call: Call) -> Tensor:
+    return _rows(call, call.x.dtype)
+
+
+def lstm_dynamic(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    y, h = gru_dynamic(call)
     return y, h, torch.empty_like(h)
 
 
-def gru_dynamic(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor]:
-    directions, hidden = 2 if bidirectional else 1, weights[1].shape[1]
+def gru_dynamic(call: Call) -> tuple[Tensor, Tensor]:
+    x, hidden = call.x, call.weights[1].shape[1]
+    directions = 2 if call.bidirectional else 1
     y = x.new_empty((*x.shape[:2], directions * hidden))
-    return y, x.new_empty((num_layers * directions, x.shape[0 if batch_first else 1], hidden))
+    batch = x.shape[0 if call.batch_first else 1]
+    return y, x.new_empty((call.num_layers * directions, batch, hidden))
 
 
-def max_pool(
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> Tensor:
-    spatial = window_numbers(x, kernel_size, stride, padding, dilation, ceil_mode)
+def max_pool(call: Call) -> Tensor:
+    return _windows(call, call.dilation, call.x.dtype)
+
+
+def avg_pool(call: Call) -> Tensor:
+    return _windows(call, (1,) * len(call.kernel_size), call.dtype)
+
+
+def matmul(call: Call) -> Tensor:
+    return _product(call.a, call.b, call.dtype)
+
+
+def matmul_accumulate(call: Call) -> Tensor:
+    return _product(call.a, call.b, accumulator_dtype(call.a.dtype, call.b.dtype))
+
+
+def rescale(call: Call) -> Tensor:
+    return torch.empty_like(call.x, dtype=call.dtype)
+
+
+def add_rescaled(call: Call) -> Tensor:
+    left = call.a.to(torch.int64)
+    result: Tensor = left if call.a.shape == call.b.shape else left + call.b
+    return result.to(call.dtype)
+
+
+def softmax_i_vit(call: Call) -> Tensor:
+    return _contiguous(call.x, torch.uint8 if call.bits <= 8 else torch.int16)
+
+
+def softmax_table(call: Call) -> Tensor:
+    return _contiguous(call.x, call.dtype)
+
+
+def softmax_log2(call: Call) -> Tensor:
+    return _contiguous(call.x, torch.int16)
+
+
+def gelu_i_vit(call: Call) -> Tensor:
+    return _contiguous(call.x, accumulator_dtype(call.x.dtype))
+
+
+def layer_norm(call: Call) -> Tensor:
+    return _contiguous(call.x, torch.int64)
+
+
+def normalize_integer(call: Call) -> Tensor:
+    return torch.empty_like(call.x, dtype=torch.int16)
+
+
+def _convolution(call: Call, dtype: torch.dtype) -> Tensor:
+    convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[call.weight.dim() - 3]
+    geometry = (tuple(call.stride), tuple(call.padding), tuple(call.dilation), call.groups)
+    shape = convolve(*_float_shapes(call.x, call.weight), None, *geometry).shape
+    return _like_channels(call.x, call.weight.dim(), shape, dtype)
+
+
+def _rows(call: Call, dtype: torch.dtype) -> Tensor:
+    result: Tensor = call.x.new_empty((*call.x.shape[:-1], call.weight.shape[0]), dtype=dtype)
+    return result
+
+
+def _windows(call: Call, dilation: Sequence[int], dtype: torch.dtype) -> Tensor:
+    x = call.x
+    spatial = window_numbers(
+        x, call.kernel_size, call.stride, call.padding, dilation, call.ceil_mode
+    )
     shape = (*x.shape[: x.dim() - len(spatial)], *spatial)
-    return _like_channels(x, x.dim(), shape, x.dtype)
+    return _like_channels(x, x.dim(), shape, dtype)
 
 
-def avg_pool(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    dilation = (1,) * len(kernel_size)
-    return max_pool(x, kernel_size, stride, padding, dilation, ceil_mode).to(dtype)
-
-
-def linear_accumulate(
-    x: Tensor,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=accumulator_dtype(x.dtype))
-
-
-def conv_accumulate(
-    x: Tensor,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    shape = _conv_shape(x, weight, stride, padding, dilation, groups)
-    return _like_channels(x, weight.dim(), shape, accumulator_dtype(x.dtype))
-
-
-def matmul(
-    a: Tensor,
-    a_scale: float,
-    a_zero_point: int,
-    b: Tensor,
-    b_scale: float,
-    b_zero_point: int,
-    alpha: float,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
     return a.new_empty((*batch, a.shape[-2], b.shape[-1]), dtype=dtype)
 
 
-def weighted_mean(
-    a: Tensor,
-    a_zero_point: int,
-    b: Tensor,
-    b_scale: float,
-    b_zero_point: int,
-    scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return matmul(a, 1.0, a_zero_point, b, b_scale, b_zero_point, 1.0, scale, 0, 0, 0, dtype)
-
-
-def matmul_accumulate(a: Tensor, a_zero_point: int, b: Tensor, b_zero_point: int) -> Tensor:
-    wide = accumulator_dtype(a.dtype, b.dtype)
-    return matmul(a, 1.0, a_zero_point, b, 1.0, b_zero_point, 1.0, 1.0, 0, 0, 0, wide)
-
-
-def rescale(
-    x: Tensor,
-    x_zero_point: int,
-    multiplier: Tensor,
-    shift: Tensor,
-    axis: int,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty_like(x, dtype=dtype)
-
-
-def add_rescaled(
-    a: Tensor,
-    a_zero_point: int,
-    a_multiplier: int,
-    a_shift: int,
-    b: Tensor,
-    b_zero_point: int,
-    b_multiplier: int,
-    b_shift: int,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    left = a.to(torch.int64)
-    return (left if a.shape == b.shape else left + b).to(dtype)
-
-
-def softmax_i_vit(
-    x: Tensor, x_zero_point: int, x0: int, n: int, bits: int, mask: Tensor | None
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.uint8 if bits <= 8 else torch.int16)
-
-
-def softmax_table(
-    x: Tensor,
-    table: Tensor,
-    numerator: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    mask: Tensor | None,
-) -> Tensor:
+def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
-
-
-def softmax_log2(
-    x: Tensor,
-    x_zero_point: int,
-    x0: int,
-    b: int,
-    c: int,
-    n: int,
-    bits: int,
-    mask: Tensor | None,
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.int16)
-
-
-def gelu_i_vit(x: Tensor, x_zero_point: int, x0: int, n: int, bits: int) -> Tensor:
-    return x.new_empty(x.shape, dtype=accumulator_dtype(x.dtype))
-
-
-def layer_norm(x: Tensor, x_zero_point: int, bias: Tensor | None, dims: int) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.int64)
-
-
-def layer_norm_power_of_two(
-    x: Tensor, x_zero_point: int, channel_shift: Tensor, bias: Tensor | None, dims: int
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.int64)
-
-
-def normalize_integer(x: Tensor, x_zero_point: int, dim: int) -> Tensor:
-    return torch.empty_like(x, dtype=torch.int16)
-
-
-def _conv_shape(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Sequence[int]:
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-    return convolve(
-        *_float_shapes(x, weight), None, tuple(stride), tuple(padding), tuple(dilation), groups
-    ).shape
 
 
 def _float_shapes(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -221,7 +221,6 @@ _OPERATORS: dict[str, Callable[[Arguments], Tensor]] = {
     "add": lambda a: _x(a, "a") + _x(a, "b"),
     "mul": lambda a: _x(a, "a") * _x(a, "b"),
     "channel_affine": _channel_affine,
-    "requantize": _x,
     "avg_pool": _pool,
     "adaptive_avg_pool": _adaptive,
     "mean": lambda a: _x(a).mean(a["dim"], keepdim=a["keepdim"]),

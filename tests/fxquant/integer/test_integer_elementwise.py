@@ -69,28 +69,6 @@ def test_add_does_not_fuse_its_multiply_adds() -> None:
     assert bool((fused.float().round() == 1).all()), "the case must tell the two apart"
 
 
-@BOUNDED
-@given(x_scale=SCALES, scale=SCALES, x_zero=CODES, zero=CODES)
-def test_requantize_equals_plain_arithmetic(
-    x_scale: float, scale: float, x_zero: int, zero: int
-) -> None:
-    found = integer.requantize(ALL_CODES, x_scale, x_zero, scale, zero, 0, 255, torch.uint8)
-    real = (np.arange(256, dtype=np.float32) - np.float32(x_zero)) * np.float32(x_scale / scale)
-    assert plain.same(found, plain.codes(real, zero, 0, 255))
-
-
-def test_requantize_to_the_same_scale_changes_nothing() -> None:
-    found = integer.requantize(ALL_CODES, 0.1, 7, 0.1, 7, 0, 255, torch.uint8)
-    assert torch.equal(found, ALL_CODES)
-
-
-def test_requantize_widens_to_int16_and_narrows_to_four_bits() -> None:
-    wide = integer.requantize(ALL_CODES, 0.5, 128, 0.25, 0, -32767, 32767, torch.int16)
-    assert wide.tolist() == [2 * (q - 128) for q in range(256)]
-    narrow = integer.requantize(wide, 0.25, 0, 8.0, 8, 0, 15, torch.uint8)
-    assert (int(narrow.min()), int(narrow.max())) == (0, 15)
-
-
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5)])
 def test_channel_affine_equals_plain_arithmetic(shape: tuple[int, ...]) -> None:
     x, weight, bias = plain.uint8(shape), torch.randn(3), torch.randn(3)
@@ -216,7 +194,7 @@ def test_dequantize_weight_with_one_scale() -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
 def test_an_output_type_that_is_no_code_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(CompileError, match="the output is"):
-        integer.requantize(ALL_CODES, 1.0, 0, 1.0, 0, 0, 255, dtype)
+        integer.mul(ALL_CODES, 1.0, 0, ALL_CODES, 1.0, 0, 1.0, 0, 0, 255, dtype)
 
 
 def test_elementwise_operators_keep_channels_last() -> None:
@@ -224,7 +202,6 @@ def test_elementwise_operators_keep_channels_last() -> None:
     rest = (0.1, 3, 0, 255, torch.uint8)
     for found in (
         integer.add(x, 0.1, 1, x, 0.2, 2, *rest),
-        integer.requantize(x, 0.1, 1, *rest),
         integer.channel_affine(x, 0.1, 1, torch.ones(3), torch.ones(3), *rest),
         integer.quantize(integer.dequantize(x, 0.1, 1), *rest),
     ):

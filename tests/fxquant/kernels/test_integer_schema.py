@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxquant.kernels
 from fxquant import integer
-from fxquant.kernels import OPERATORS, Operator, schema
+from fxquant.kernels import OPERATORS, Operator, register, schema
+from fxquant.kernels.fakes import Call
 
 OPS: Any = torch.ops.fxquant
 OUT: tuple[Any, ...] = (0.3, 100, 0, 255, torch.uint8)
@@ -31,7 +32,6 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("quantize", (X.float(), *OUT)),
     ("dequantize", (X, *XQ)),
     ("dequantize_weight", (WEIGHT, SCALE, None, 0)),
-    ("requantize", (LAST, *XQ, *OUT)),
     ("conv", (X, *XQ, WEIGHT, SCALE, None, BIAS, *GEOMETRY, 1, *OUT)),
     ("conv", (LAST, *XQ, DEPTHWISE, SCALE, BIAS, None, *GEOMETRY, 4, *OUT, X, 0.1, 3)),
     ("conv", (X[0], *XQ, WEIGHT[:, :, :1, :1], SCALE[:1], None, None, [2, 2], [0, 0], [1, 1], 1,
@@ -92,16 +92,30 @@ def test_every_operator_is_called_above() -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
-def test_schema_and_functions_take_the_same_arguments(operator: Operator) -> None:
+def test_the_schema_is_the_signature_of_the_implementation(operator: Operator) -> None:
     arguments = getattr(OPS, operator.name).default._schema.arguments
-    expected = [(argument.name, argument.default_value) for argument in arguments]
-    for function in filter(None, (operator.implementation, operator.fake)):
-        parameters = inspect.signature(function).parameters.values()
-        found = [
-            (p.name, None if p.default is inspect.Parameter.empty else p.default)
-            for p in parameters
-        ]
-        assert found == expected
+    parameters = inspect.signature(operator.implementation).parameters.values()
+    assert [(argument.name, argument.default_value) for argument in arguments] == [
+        (p.name, None if p.default is inspect.Parameter.empty else p.default) for p in parameters
+    ]
+    assert "SymInt" not in str(getattr(OPS, operator.name).default._schema)
+
+
+def test_an_operator_is_one_function_and_one_row() -> None:
+    def doubled(x: torch.Tensor, dtype: torch.dtype, times: int = 1) -> torch.Tensor:
+        """Twice as large as often as asked."""
+        return (x.long() << times).to(dtype)
+
+    def fake(call: Call) -> torch.Tensor:
+        return torch.empty_like(call.x, dtype=call.dtype)
+
+    register([Operator(doubled, fake)])
+    assert str(OPS.doubled.default._schema) == (
+        "fxquant::doubled(Tensor x, ScalarType dtype, int times=1) -> Tensor"
+    )
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(OPS.doubled.default, (X, torch.int32), test_utils=checks)
+    assert torch.equal(OPS.doubled(X, torch.int32, times=3), 8 * X.int())
 
 
 @pytest.mark.parametrize(("name", "args"), CALLS)
