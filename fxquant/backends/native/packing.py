@@ -66,7 +66,7 @@ def pack_depthwise(weight: Tensor) -> Tensor:
     ordered[depthwise_lanes(channels), :height] = weight[:, 0]
     blocks = [
         block.reshape(len(block), -1, QUAD, width).permute(3, 1, 0, 2).reshape(-1)
-        for block in ordered.split(PANEL)
+        for block in torch.split(ordered, PANEL)
     ]
     return torch.cat(blocks)
 
