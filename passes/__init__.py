@@ -1,6 +1,5 @@
 """Rewrites of torch.fx graphs: mechanism without an opinion about bits or scales."""
 
-from passes.apply_rules import ApplyRules
 from passes.assign_one_sided import AssignOneSided, OneSidedQuantizer
 from passes.attention.functions import (
     masked_softmax,
@@ -8,7 +7,8 @@ from passes.attention.functions import (
     softmax_numerators,
     weighted_mean,
 )
-from passes.blocks.regions import InsideBlocks, Region, branching_regions, trunk
+from passes.blocks.partition import Block, format_tree, partition_blocks
+from passes.blocks.trunk import InsideBlocks, trunk
 from passes.canonicalize import Canonicalize
 from passes.decompose_attention import DecomposeAttention
 from passes.defer_softmax_division import DeferSoftmaxDivision
@@ -25,21 +25,17 @@ from passes.infra.errors import (
     VerificationError,
 )
 from passes.infra.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu, is_depthwise
-from passes.infra.pattern import Call, Rule, RuleTable, call
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
-from passes.partition_blocks import Block, format_tree, partition_blocks
 from passes.replace_integer_ops import ReplaceIntegerOps
 from passes.split_shared_modules import SplitSharedModules
 
 __all__ = [
     "ACTIVATIONS",
     "FUSIBLE_LAYERS",
-    "ApplyRules",
     "AssignOneSided",
     "Block",
-    "Call",
     "Canonicalize",
     "Decline",
     "DecomposeAttention",
@@ -61,18 +57,13 @@ __all__ = [
     "PassResult",
     "Pipeline",
     "QuantizerSite",
-    "Region",
     "ReplaceIntegerOps",
     "Rewriter",
-    "Rule",
-    "RuleTable",
     "SplitSharedModules",
     "TensorInfo",
     "UnsupportedGraphError",
     "VerificationError",
     "add_relu",
-    "branching_regions",
-    "call",
     "copy_sharing_tensors",
     "format_tree",
     "is_depthwise",

@@ -35,8 +35,8 @@ from fxquant.reconstruct.values import Values
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.simulate.quantizers.learned_step import can_learn, set_scale
 from passes import FusedLayer, tensor_info
+from passes.blocks.partition import Block, partition_blocks
 from passes.infra.errors import UnsupportedGraphError
-from passes.partition_blocks import Block, partition_blocks
 
 __all__ = ["find_blocks", "reconstruct"]
 
@@ -132,7 +132,8 @@ class _Run:
                 "reconstruction: the network returns more than one tensor, so that its prediction "
                 "cannot be compared: choose brecq or qdrop without fisher"
             )
-        names = {block.name for block in trained}
+        self.rules = {block.name: block.rule for block in trained}
+        names = set(self.rules)
         self.steps = order_steps(fused, blocks, names, end=self.judges)
         self.boundary = {step.output for step in self.steps} | {
             name for step in self.steps for name in step.inputs
@@ -272,8 +273,8 @@ class _Run:
         part = cut(self.simulated, step.output, self.boundary)
         after = values.error(part, step.output, channels)
         note = (
-            f"reconstruction of {name}: {result.iterations} iterations, error {before:.3g} to "
-            f"{after:.3g}, {result.settled:.1%} of the roundings settled"
+            f"reconstruction of {name} ({self.rules[name]}): {result.iterations} iterations, "
+            f"error {before:.3g} to {after:.3g}, {result.settled:.1%} of the roundings settled"
         )
         self.done.add(name, codes, scales, note, write=values.share.rank == 0)
 

@@ -17,7 +17,7 @@ from passes.infra import listing, verify
 from passes.infra.base import Decline, Pass
 from passes.infra.errors import OrderError, PassError, VerificationError
 
-__all__ = ["PassRecord", "Pipeline", "copy_graph", "copy_sharing_tensors"]
+__all__ = ["PassRecord", "Pipeline", "copy_sharing_tensors"]
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,6 @@ def check_order(passes: Sequence[Pass]) -> None:
                 raise OrderError(
                     f"{step.name} must come after {later.name}, which stands behind it"
                 )
-
-
-def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A deep copy: graph, modules and tensors."""
-    return copy.deepcopy(graph_module)
 
 
 def copy_sharing_tensors(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.reconstruct.subgraph import cut, network_output, order_steps, work_bytes
+from passes.blocks.partition import partition_blocks
 from passes.infra import verify
-from passes.partition_blocks import partition_blocks
 from tests.fxquant.reconstruct.graphs import graphs
 from tests.fxquant.small_networks import module
 

@@ -5,7 +5,7 @@ import torch
 
 from fxquant.reconstruct.subgraph import Part, cut
 from fxquant.reconstruct.trainable import TrainableBlock
-from passes.partition_blocks import partition_blocks
+from passes.blocks.partition import partition_blocks
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
 
 CPU = torch.device("cpu")

@@ -19,7 +19,6 @@ from passes import (
     VerificationError,
     copy_sharing_tensors,
 )
-from passes.infra.pipeline import copy_graph
 from tests.passes.checking import float_graph
 from tests.passes.models import image, make
 
@@ -187,8 +186,3 @@ def test_changing_a_copy_leaves_the_other_as_it_was() -> None:
     rewriter.set_module("conv", nn.Conv2d(3, 3, 1))
     rewriter.finish()
     assert torch.equal(graph_module(image()), before)
-
-
-def test_a_deep_copy_shares_no_tensors() -> None:
-    graph_module = with_tensors()
-    assert copy_graph(graph_module).conv.weight is not graph_module.conv.weight

@@ -5,25 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import fx
 
-from passes.blocks.parts import (
-    Part,
-    common_path,
-    find_parts,
-    merge_modules,
-    merge_rows,
-    named_parts,
-    path_depth,
-    same_resolution,
-)
-from passes.blocks.single_exit import Flow, data_flow
+from passes.blocks.flow import Flow, data_flow
+from passes.blocks.parts import Part, find_parts, named_parts
+from passes.blocks.paths import common_path, path_depth
+from passes.blocks.rules import GRANULARITIES, RULES, Granularity
 
 __all__ = ["Block", "Granularity", "format_tree", "partition_blocks"]
-
-Granularity = Literal["layer", "block", "stage", "model"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,7 @@ class Block:
         output: name of the one node that is read outside: the quantizer behind the block's
             value, or the value where somebody reads it as it is.
         layers: paths of the modules with weight matrices, in execution order.
+        rule: the name of the rule that made it, one of `passes.blocks.rules.RULES`.
         children: the blocks of the next finer granularity; none in a block of one layer.
     """
 
@@ -49,6 +40,7 @@ class Block:
     inputs: tuple[str, ...]
     output: str
     layers: tuple[str, ...]
+    rule: str
     children: tuple[Block, ...] = ()
 
 
@@ -82,24 +74,23 @@ def partition_blocks(
             or nodes that have more than one output.
         ValueError: there is no such granularity.
     """
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity must be one of {get_args(Granularity)}, got {granularity!r}")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {(*GRANULARITIES,)}, got {granularity!r}")
+    rules = GRANULARITIES[granularity]
     flow = data_flow(graph_module.graph)
     fixed = named_parts(flow, named)
     taken = {node for part in fixed for node in part.nodes}
     free = [node for node in flow.reads if node not in taken and node.op != "output"]
-    parts = find_parts(flow, free, fixed, regions=granularity != "layer")
-    if granularity != "layer":
-        parts = merge_modules(flow, parts)
-    if granularity in ("stage", "model"):
-        parts = merge_rows(flow, parts, same_resolution)
-    if granularity == "model":
-        parts = merge_rows(flow, parts, lambda previous, part: True)
+    parts = find_parts(flow, free, fixed, rules)
+    for rule in rules:
+        merge = RULES[rule].merge
+        if merge is not None:
+            parts = merge(flow, parts)
     return _blocks(flow, parts)
 
 
 def format_tree(blocks: Sequence[Block]) -> str:
-    """The blocks as a tree, one line each: name, number of layers, what it reads and yields."""
+    """The blocks as a tree, one line each: name, layers, rule, what it reads and yields."""
     rows = list(_tree_rows(blocks, ""))
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {rest}" for name, rest in rows) + "\n" if rows else ""
@@ -108,7 +99,8 @@ def format_tree(blocks: Sequence[Block]) -> str:
 def _tree_rows(blocks: Sequence[Block], indent: str) -> Iterable[tuple[str, str]]:
     for block in blocks:
         count = f"{len(block.layers)} layer{'s' if len(block.layers) > 1 else ''}"
-        yield indent + block.name, f"{count:<10} {', '.join(block.inputs)} -> {block.output}"
+        reads = ", ".join(block.inputs)
+        yield indent + block.name, f"{count:<10} {block.rule:<10} {reads} -> {block.output}"
         yield from _tree_rows(block.children, indent + "  ")
 
 
@@ -135,6 +127,7 @@ def _block(flow: Flow, part: Part, name: str, quantizers: set[fx.Node]) -> Block
         tuple(node.name for node in sorted(inputs, key=order.__getitem__)),
         (read or outputs)[0].name,
         tuple(part.paths()),
+        part.rule,
         _blocks(flow, children),
     )
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from passes import InsideBlocks, branching_regions, trunk
+from passes import InsideBlocks, trunk
 from tests.passes.checking import float_graph
 from tests.passes.models import annotated, image, make
 
@@ -31,7 +31,6 @@ def residual(self: Any, x: Any) -> Any:
 def test_a_chain_is_all_trunk() -> None:
     chain = float_graph(make(lambda self, x: torch.exp(torch.sin(x))))
     assert on_trunk(chain) == ["x", "sin", "exp", "output"]
-    assert branching_regions(chain.graph) == []
 
 
 def test_a_residual_branch_is_off_the_trunk() -> None:
@@ -74,26 +73,6 @@ def test_sizes_are_no_branches() -> None:
 
     found = on_trunk(annotated(make(forward), image()))
     assert found == ["x", "sin", "exp", "reshape", "output"]
-
-
-def test_regions_have_one_entry_and_one_exit() -> None:
-    def forward(self: Any, x: Any) -> Any:
-        x = torch.add(torch.sin(x), x)
-        return torch.cat((torch.exp(x), torch.tanh(torch.cos(x))), dim=1)
-
-    first, second = branching_regions(float_graph(make(forward)).graph)
-    assert (first.entry.name, names(first.inside), first.exit.name) == ("x", ["sin"], "add")
-    assert names(second.inside) == ["exp", "cos", "tanh"]
-    assert (second.entry.name, second.exit.name) == ("add", "cat")
-
-
-def test_nested_blocks_are_one_region() -> None:
-    def forward(self: Any, x: Any) -> Any:
-        y = torch.add(torch.sin(x), x)
-        return torch.add(torch.tanh(y), x)
-
-    (region,) = branching_regions(float_graph(make(forward)).graph)
-    assert names(region.inside) == ["sin", "add", "tanh"]
 
 
 def test_inside_blocks_holds_the_join_and_its_relu() -> None:
@@ -155,5 +134,4 @@ def test_sweeps_a_large_graph_quickly() -> None:
     for _ in itertools.repeat(None, 2000):
         node = graph.call_function(torch.add, (graph.call_function(torch.sin, (node,)), node))
     graph.output(node)
-    assert len(branching_regions(graph)) == 2000
     assert sum(map(InsideBlocks(), graph.nodes)) == 4000

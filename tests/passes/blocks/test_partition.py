@@ -18,7 +18,7 @@ from passes import (
     format_tree,
     partition_blocks,
 )
-from passes.blocks.single_exit import is_layer, is_quantizer
+from passes.blocks.flow import is_layer, is_quantizer
 from passes.infra import verify
 from tests.passes.checking import float_graph
 from tests.passes.models import annotated, batch_norm, image, make
@@ -162,6 +162,10 @@ def names(blocks: Sequence[Block]) -> list[str]:
     return [block.name for block in blocks]
 
 
+def rules(blocks: Sequence[Block]) -> list[str]:
+    return [block.rule for block in blocks]
+
+
 def check(graph_module: fx.GraphModule, blocks: Sequence[Block]) -> None:
     """What a partition promises."""
     nodes = {node.name: node for node in graph_module.graph.nodes}
@@ -190,11 +194,11 @@ def test_residual_blocks_stem_and_head() -> None:
     blocks = partition_blocks(graph_module)
     check(graph_module, blocks)
     assert format_tree(blocks).splitlines()[:5] == [
-        "stem              1 layer    x -> max_pool2d",
-        "layer1.0          2 layers   max_pool2d -> layer1_0_conv2",
-        "  layer1.0.conv1  1 layer    max_pool2d -> layer1_0_conv1",
-        "  layer1.0.conv2  1 layer    max_pool2d, layer1_0_conv1 -> layer1_0_conv2",
-        "layer1.1          2 layers   layer1_0_conv2 -> layer1_1_conv2",
+        "stem              1 layer    layer      x -> max_pool2d",
+        "layer1.0          2 layers   residual   max_pool2d -> layer1_0_conv2",
+        "  layer1.0.conv1  1 layer    layer      max_pool2d -> layer1_0_conv1",
+        "  layer1.0.conv2  1 layer    layer      max_pool2d, layer1_0_conv1 -> layer1_0_conv2",
+        "layer1.1          2 layers   residual   layer1_0_conv2 -> layer1_1_conv2",
     ]
     assert names(blocks) == ["stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc"]
     assert blocks[3].layers == ("layer2.0.conv1", "layer2.0.conv2", "layer2.0.down")
@@ -212,6 +216,7 @@ def test_stages_are_blocks_of_one_resolution() -> None:
     stages = partition_blocks(graph_module, "stage")
     check(graph_module, stages)
     assert names(stages) == ["stem..layer1", "layer2", "fc"]
+    assert rules(stages) == ["resolution", "resolution", "layer"]
     assert names(stages[0].children) == ["stem", "layer1.0", "layer1.1"]
     assert names(stages[1].children[0].children) == [
         "layer2.0.conv1", "layer2.0.conv2", "layer2.0.down"
@@ -223,6 +228,7 @@ def test_the_model_is_one_block() -> None:
     (model,) = partition_blocks(graph_module, "model")
     check(graph_module, [model])
     assert names(model.children) == ["stem..layer1", "layer2", "fc"]
+    assert model.rule == "network"
     assert model.inputs == ("x",)
     assert model.output == "fc"
 
@@ -238,6 +244,7 @@ def test_inverted_residuals_with_and_without_addition() -> None:
     model = chain(nn.Conv2d(3, 4, 3, 2, 1), inverted(4, 6), inverted(6, 6), nn.Conv2d(6, 9, 1))
     blocks = partition_blocks(fused(model))
     assert names(blocks) == ["b0", "b1", "b2", "b3"]
+    assert rules(blocks) == ["layer", "module", "residual", "layer"]
     assert blocks[1].layers == ("b1.expand", "b1.depthwise", "b1.project")
 
 
@@ -261,6 +268,7 @@ def test_branches_that_are_concatenated() -> None:
     blocks = partition_blocks(graph_module)
     check(graph_module, blocks)
     assert names(blocks) == ["b0", "b1", "b2"]
+    assert rules(blocks) == ["layer", "branches", "layer"]
 
 
 def test_a_channel_split_begins_the_block() -> None:
@@ -415,6 +423,7 @@ def test_a_selector_names_a_block() -> None:
     blocks = partition_blocks(graph_module, named=[lambda path: path == "layer1"])
     check(graph_module, blocks)
     assert names(blocks) == ["stem", "layer1", "layer2.0", "layer2.1", "fc"]
+    assert rules(blocks) == ["layer", "named", "residual", "residual", "layer"]
     stages = partition_blocks(graph_module, "stage", [lambda path: path == "layer2.0"])
     assert names(stages) == ["stem..layer1", "layer2.0", "layer2.1", "fc"]
 
