@@ -216,7 +216,7 @@ def test_weights_alone_are_learned_where_activations_stay_float() -> None:
 
 def test_named_blocks_are_blocks_of_their_own() -> None:
     notes = run(graphs(), settings(blocks=("conv1",)))
-    assert any(note.startswith("reconstruction of conv1:") for note in notes)
+    assert any(note.startswith("reconstruction of conv1 (named):") for note in notes)
     with pytest.raises(ModelError, match="named block 1"):
         run(graphs(), settings(blocks=("nothing",)))
 
