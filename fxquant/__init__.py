@@ -15,6 +15,7 @@ if not hasattr(passes, "InsertQuantDequant"):
         "rename the other, or change the order of sys.path"
     )
 
+from fxquant.backends import available_targets
 from fxquant.compile import compile, load
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
@@ -58,6 +59,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "auto_recipe",
+    "available_targets",
     "benchmark",
     "choose_bits",
     "compare",

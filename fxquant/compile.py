@@ -13,21 +13,19 @@ from torch import Tensor, fx, nn
 
 from fxquant.artifact.file import load_artifact
 from fxquant.artifact.packing import tensor_bytes
-from fxquant.backends import TARGETS
-from fxquant.compiled import CompiledModel
+from fxquant.backends import find_target
+from fxquant.compiled import CompiledModel, lower_compiled
 from fxquant.errors import (
     CalibrationError,
     CompileError,
     InputError,
     ModelError,
     RecipeError,
-    TargetError,
     nearest,
 )
 from fxquant.even_out.equalize import equalize
 from fxquant.even_out.migrate import reparameterize, smooth_quant
 from fxquant.even_out.split_outliers import split_outlier_channels
-from fxquant.finish import lower_simulated
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import CoverageRow, coverage
 from fxquant.plan.plan import Plan, make_plan
@@ -36,13 +34,14 @@ from fxquant.recipe.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report.dump import dump_stage
 from fxquant.report.report import Report, format_diff
-from fxquant.report.summary import check_summary, quantizer_rows, refusals
+from fxquant.report.summary import quantizer_rows, refusals
 from fxquant.simulate.calibrate import CalibrationSet, calibrate
 from fxquant.simulate.correct_bias import InputMeans, correct_bias
 from fxquant.simulate.nonlinear import link_forms, simulated_forms
 from fxquant.simulate.quantize_weights import weight_quantizers
 from fxquant.simulate.quantizers import ActivationQuantizer
 from fxquant.simulate.recurrent import QuantizeRecurrentWeights, recurrent_quantizers
+from fxquant.to_integer import to_checked_integer
 from passes import (
     AssignOneSided,
     InsertQuantDequant,
@@ -78,7 +77,7 @@ def compile(
     `model` is in eval mode and stays as it is. `recipe` is a Recipe or the name of one.
     `calibration` is a tensor, a DataLoader, or an iterable of tensors or of tuples of tensors
     (labels behind the inputs are ignored); without it the recipe's own source is read. The
-    first batch also gives the example inputs. `target` is "x86" or "reference".
+    first batch also gives the example inputs. `target` is one of `available_targets()`.
 
     `verbose` prints the diff of every pass that changed something, `diff_passes` of the named
     ones; `dump` is a folder for every stage as text, JSON and DOT; `progress` shows bars.
@@ -91,10 +90,7 @@ def compile(
     for the data, TargetError for the target, InputError for the device, CompileError where a
     pass broke its contract.
     """
-    if target not in TARGETS:
-        raise TargetError(
-            f"unknown target {target!r}: known are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
-        )
+    refusal = find_target(target).weight_refusal()
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model is an nn.Module, found a {type(model).__name__}")
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
@@ -132,7 +128,7 @@ def compile(
     rows = coverage(fused, plan)
     _check_anything_quantized(rows)
 
-    weights, saturation_notes = weight_quantizers(fused, plan, target)
+    weights, saturation_notes = weight_quantizers(fused, plan, refusal)
     sites = [
         QuantizerSite(
             site.path,
@@ -142,7 +138,7 @@ def compile(
         for site in plan.values
     ]
     insert = InsertQuantDequant(sites, weights, _reads_quantized(plan))
-    recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, target)
+    recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, refusal)
     simulated = run(
         "simulated",
         copy_sharing_tensors(fused),
@@ -171,13 +167,7 @@ def compile(
         stages, recipe, data, device=device, checkpoint=checkpoint, resume=resume, progress=progress
     )
 
-    stages["integer"], lowered = lower_simulated(simulated, plan, target, probe)
-    stages[target] = lowered.graph_module
-    if dump is not None:
-        dump_stage(Path(dump), "integer", stages["integer"])
-        dump_stage(Path(dump), target, stages[target])
-    if verbose or diff_passes:
-        _print_diffs(records, diff_passes)
+    stages["integer"] = to_checked_integer(simulated, plan, probe)
 
     report = Report(
         model=type(model).__name__,
@@ -187,29 +177,33 @@ def compile(
         quantizers=quantizer_rows(simulated, records),
         declines=refusals(traced, records),
         notes=(*saturation_notes, *recurrent_notes, *notes),
-        target_notes=lowered.notes,
         float_size_bytes=tensor_bytes(float_graph),
         size_bytes=tensor_bytes(stages["integer"]),
-        target_check=check_summary(lowered.check),
         passes=tuple(records),
     )
-    return CompiledModel(stages, target=target, recipe=recipe, report=report, example=probe)
+    q = lower_compiled(stages, target, recipe=recipe, report=report, example=probe)
+    if dump is not None:
+        for stage in ("integer", target):
+            dump_stage(Path(dump), stage, q.stages[stage])
+    if verbose or diff_passes:
+        _print_diffs((*records, *q.report.target_passes), diff_passes)
+    return q
 
 
 def load(path: str | Path, target: str = "x86") -> CompiledModel:
     """Load a file that `CompiledModel.save` wrote, check it, and lower it to `target`.
 
-    Raises ArtifactError for a file that is missing, damaged, foreign or too new.
+    Raises ArtifactError for a file that is missing, damaged, foreign or too new, TargetError for
+    a target that is unknown or not available here.
     """
     artifact = load_artifact(Path(path))
-    saved = CompiledModel(
-        {"integer": artifact.integer, "reference": artifact.integer},
-        target="reference",
+    return lower_compiled(
+        {"integer": artifact.integer},
+        target,
         recipe=artifact.recipe,
         report=artifact.report,
         example=artifact.example,
     )
-    return saved.to_target(target)
 
 
 # -- the steps ---------------------------------------------------------------------------

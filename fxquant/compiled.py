@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact.file import save_artifact
-from fxquant.backends import lower_checked
-from fxquant.backends.x86.executor import Executor
+from fxquant.artifact.packing import tensor_bytes
+from fxquant.backends import find_target, lower_checked
 from fxquant.errors import InputError
+from fxquant.plan.plan import make_plan
 from fxquant.recipe.recipe import Recipe
-from fxquant.report.report import Report
+from fxquant.report.report import QuantizerRow, Report
 from fxquant.report.summary import check_summary
+from fxquant.simulate.quantizers import ActivationQuantizer
+from fxquant.to_integer import to_checked_integer
 
-__all__ = ["CompiledModel"]
+__all__ = ["CompiledModel", "lower_compiled", "with_simulated"]
 
 
 class CompiledModel(nn.Module):
@@ -26,7 +29,8 @@ class CompiledModel(nn.Module):
 
     `stages` holds the GraphModules of the compile by name ("float", "fused", "simulated",
     "integer", and the target's); a loaded artefact has the last two. `report` tells what was
-    done, `recipe` with what. Calls raise InputError for inputs that do not fit.
+    done, `recipe` with what; `run` executes the target's graph. Calls raise InputError for inputs
+    that do not fit.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class CompiledModel(nn.Module):
         recipe: Recipe,
         report: Report,
         example: tuple[Any, ...],
+        run: Callable[..., Any],
     ) -> None:
         super().__init__()
         # Stages share tensors with the caller's model: as children they would move and be saved
@@ -46,8 +51,7 @@ class CompiledModel(nn.Module):
         self.recipe = recipe
         self.report = report
         self.example = example
-        graph = stages[target if target in stages else "integer"]
-        self.__dict__["_run"] = Executor(graph, example) if target == "x86" else graph.forward
+        self.__dict__["_run"] = run
         self._signature = tuple(
             (value.dtype, value.dim()) if isinstance(value, Tensor) else None for value in example
         )
@@ -76,26 +80,19 @@ class CompiledModel(nn.Module):
             recipe=self.recipe,
             report=self.report,
             example=self.example,
+            run=self.__dict__["_run"],
         )
 
     def to_target(self, target: str) -> CompiledModel:
-        """The same integer graph lowered to another target."""
+        """The same integer graph lowered to another target.
+
+        Raises TargetError for one that is unknown or not available here.
+        """
         if target == self.target:
             return self
-        lowered = lower_checked(self.stages["integer"], target, self.example)
         stages = {key: stage for key, stage in self.stages.items() if key != self.target}
-        stages[target] = lowered.graph_module
-        return CompiledModel(
-            stages,
-            target=target,
-            recipe=self.recipe,
-            report=replace(
-                self.report,
-                target=target,
-                target_check=check_summary(lowered.check),
-                target_notes=lowered.notes,
-            ),
-            example=self.example,
+        return lower_compiled(
+            stages, target, recipe=self.recipe, report=self.report, example=self.example
         )
 
     def save(self, path: str | Path) -> None:
@@ -124,6 +121,59 @@ class CompiledModel(nn.Module):
             if _words(found) != _words(wanted):
                 return f"input {index} is {_words(found)}, expected {_words(wanted)}"
         return "the input does not fit"
+
+
+def lower_compiled(
+    stages: Mapping[str, fx.GraphModule],
+    target: str,
+    *,
+    recipe: Recipe,
+    report: Report,
+    example: tuple[Any, ...],
+) -> CompiledModel:
+    """The integer graph of `stages`, annotated, lowered to `target` and compared with it.
+
+    The target's graph becomes the last stage, and what the target has to say part of the report.
+    Raises TargetError for a target that is unknown or not available here.
+    """
+    lowered = lower_checked(stages["integer"], find_target(target), example)
+    report = replace(
+        report,
+        target=target,
+        target_passes=lowered.records,
+        target_notes=lowered.notes,
+        target_check=check_summary(lowered.check),
+    )
+    return CompiledModel(
+        {**stages, target: lowered.graph_module},
+        target=target,
+        recipe=recipe,
+        report=report,
+        example=example,
+        run=lowered.run,
+    )
+
+
+def with_simulated(
+    q: CompiledModel, simulated: fx.GraphModule, notes: Sequence[str] = ()
+) -> CompiledModel:
+    """`q` lowered again from another simulated graph of the same nodes; `notes` for its report."""
+    plan = make_plan(q.stages["fused"], q.recipe)
+    integer = to_checked_integer(simulated, plan, q.example)
+    proofs = {row.path: row.proof for row in q.report.quantizers}
+    report = replace(
+        q.report,
+        quantizers=tuple(
+            QuantizerRow(path, module.detail, proofs.get(path, ""))
+            for path, module in simulated.named_modules()
+            if isinstance(module, ActivationQuantizer)
+        ),
+        notes=(*q.report.notes, *notes),
+        size_bytes=tensor_bytes(integer),
+    )
+    stages = {key: q.stages[key] for key in ("float", "fused")}
+    stages |= {"simulated": simulated, "integer": integer}
+    return lower_compiled(stages, q.target, recipe=q.recipe, report=report, example=q.example)
 
 
 def _words(value: Any) -> str:

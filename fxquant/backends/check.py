@@ -13,7 +13,7 @@ from fxquant.errors import CompileError
 from fxquant.metrics import Closeness
 from passes.infra.verify import flatten
 
-__all__ = ["OperationDifference", "TargetCheck", "check_target", "whole_network"]
+__all__ = ["OperationDifference", "TargetCheck", "check_operations", "whole_network"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _like(value: Tensor, layout: Tensor) -> Tensor:
     return torch.empty_like(layout).copy_(value)
 
 
-def check_target(
+def check_operations(
     integer: fx.GraphModule, lowered: fx.GraphModule, inputs: Sequence[Any]
 ) -> TargetCheck:
     """Compare `lowered` with the integer graph that it was made from, on `inputs`.

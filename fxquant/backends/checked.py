@@ -3,54 +3,83 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from fxquant.backends.check import TargetCheck, check_target
-from fxquant.backends.targets import lower
+from fxquant.backends.check import TargetCheck
+from fxquant.backends.target import LoweredGraph, Target
+from fxquant.errors import CompileError
+from passes import PassRecord
 from passes.infra.listing import operation
 from passes.infra.verify import run_and_annotate
 
 __all__ = ["Lowered", "lower_checked"]
 
-_MOST_STEPS = 1  # torch's kernels round in another order than the reference
-
 
 @dataclass(frozen=True)
 class Lowered:
-    """A target's graph, how it compares with the integer graph, and notes for the report."""
+    """A target's graph and how to run it, how it compares, and what the report must say.
+
+    `check` is None where the target is what others are compared with. `records` are those of the
+    target's own passes.
+    """
 
     graph_module: fx.GraphModule
+    run: Callable[..., Any]
     check: TargetCheck | None
+    records: tuple[PassRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def lower_checked(integer: fx.GraphModule, target: str, probe: Sequence[Any]) -> Lowered:
+def lower_checked(integer: fx.GraphModule, target: Target, probe: Sequence[Any]) -> Lowered:
     """Lower an annotated integer graph and compare the result with it on `probe`.
 
-    An operation whose kernel is more than one step off on the same integers runs its reference
-    operator instead, with a note. Raises TargetError for an unknown target.
+    An operation that is further off than the target's tolerance on the same integers runs its
+    reference operator instead, with a note. Raises CompileError where that does not help.
     """
-    lowered = lower(integer, target)
-    run_and_annotate(lowered, probe, name=f"{target} graph")
-    if target == "reference":
-        return Lowered(lowered, None)
-    check = check_target(integer, lowered, probe)
-    wrong = {entry.node: entry for entry in check.operations if entry.largest > _MOST_STEPS}
-    if not wrong:
-        return Lowered(lowered, check, _kept_reference(lowered, target))
-    notes = [
-        f"{name}: torch's {entry.operation} is up to {entry.largest} steps off; the reference "
-        "operator runs instead"
-        for name, entry in wrong.items()
-    ]
-    lowered = lower(integer, target, keep=frozenset(wrong))
-    run_and_annotate(lowered, probe, name=f"{target} graph")
-    check = check_target(integer, lowered, probe)
-    return Lowered(lowered, check, (*notes, *_kept_reference(lowered, target)))
+    lowered, check = _lower(integer, target, probe, frozenset())
+    notes: list[str] = []
+    wrong = _beyond(check, target)
+    if wrong:
+        notes = [
+            f"{name}: {target.name}'s {kernel} is up to {steps} steps off; the reference operator "
+            "runs instead"
+            for name, (kernel, steps) in wrong.items()
+        ]
+        lowered, check = _lower(integer, target, probe, frozenset(wrong))
+        if _beyond(check, target):
+            raise CompileError(_report(f"{target.name} is off where the reference operator runs"))
+    if target.tolerance == 0 and check is not None and check.output_differing:
+        raise CompileError(_report(f"{target.name} yields other outputs than the integer graph"))
+    graph = lowered.graph_module
+    execution = target.execution(graph, probe)
+    notes += [*lowered.notes, *_kept_reference(graph, target.name), *execution.notes]
+    return Lowered(graph, execution.run, check, lowered.records, tuple(notes))
+
+
+def _lower(
+    integer: fx.GraphModule, target: Target, probe: Sequence[Any], keep: frozenset[str]
+) -> tuple[LoweredGraph, TargetCheck | None]:
+    lowered = target.lower(integer, probe, keep)
+    run_and_annotate(lowered.graph_module, probe, name=f"{target.name} graph")
+    return lowered, target.check(integer, lowered.graph_module, probe)
+
+
+def _report(what: str) -> str:
+    return f'target {what}; please report it, and compile with target="reference" meanwhile'
+
+
+def _beyond(check: TargetCheck | None, target: Target) -> dict[str, tuple[str, int]]:
+    """The operations that are further off than the target may be: kernel and steps by node."""
+    found = () if check is None else check.operations
+    return {
+        entry.node: (entry.operation, entry.largest)
+        for entry in found
+        if entry.largest > target.tolerance
+    }
 
 
 def _kept_reference(lowered: fx.GraphModule, target: str) -> tuple[str, ...]:

@@ -1,32 +1,36 @@
-"""The table of targets, and the step from an integer graph to one of them."""
+"""The table of targets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import fx
-
-from fxquant.backends.reference.lower import lower_reference
-from fxquant.backends.x86.lower import lower_x86
+from fxquant.backends.reference.target import Reference
+from fxquant.backends.target import Target
+from fxquant.backends.x86.target import X86
 from fxquant.errors import TargetError, nearest
 
-__all__ = ["TARGETS", "lower"]
+__all__ = ["TARGETS", "available_targets", "find_target"]
 
-TARGETS: dict[str, Callable[[fx.GraphModule, frozenset[str]], fx.GraphModule]] = {
-    "reference": lower_reference,
-    "x86": lower_x86,
-}
+_ALL: tuple[Target, ...] = (
+    X86(),
+    Reference(),
+)
+TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
-def lower(
-    integer: fx.GraphModule, target: str, keep: frozenset[str] = frozenset()
-) -> fx.GraphModule:
-    """The graph of `target` for an integer graph; raises TargetError for an unknown one.
+def available_targets() -> dict[str, str]:
+    """Every target by name, with "" where this machine runs it, or the reason why it does not."""
+    return {name: target.unavailable() for name, target in TARGETS.items()}
 
-    The nodes named in `keep` keep their reference operator.
-    """
-    if target not in TARGETS:
+
+def find_target(name: str) -> Target:
+    """The target of this name; raises TargetError for one that is unknown or unavailable."""
+    if name not in TARGETS:
         raise TargetError(
-            f"unknown target {target!r}: known are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
+            f"unknown target {name!r}: known are {', '.join(TARGETS)}{nearest(name, TARGETS)}"
         )
-    return TARGETS[target](integer, keep)
+    reason = TARGETS[name].unavailable()
+    if reason:
+        others = [other for other, why in available_targets().items() if not why]
+        raise TargetError(
+            f"target {name!r} is not available here: {reason}; available: {', '.join(others)}"
+        )
+    return TARGETS[name]

@@ -177,7 +177,7 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """The options of ``fxquant inspect``."""
     parser.add_argument("file", metavar="FILE", help="a file that `fxquant compile --save` wrote")
-    parser.add_argument("--target", default="x86", help="x86 (default) or reference")
+    options.add_target(parser)
     parser.add_argument("--stage", metavar="NAME", help="print this stage's graph, e.g. integer")
     options.add_common(parser)
 

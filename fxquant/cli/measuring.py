@@ -98,7 +98,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images", dest="evaluate_images", type=options.positive, metavar="N", help="default all"
     )
-    group.add_argument("--target", default="x86", help="of a saved file: x86 (default), reference")
+    options.add_target(group)
     options.add_images(parser)
     add_checks(parser)
     options.add_common(parser)

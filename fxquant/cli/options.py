@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.backends import available_targets
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
 from fxquant.errors import InputError, ModelError
@@ -85,7 +86,18 @@ def add_set(group: argparse._ArgumentGroup, *, target: bool = True) -> None:
         "repeated",
     )
     if target:
-        group.add_argument("--target", default="x86", help="x86 (default) or reference")
+        add_target(group)
+
+
+def add_target(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """``--target``; those that this machine lacks stand with the reason."""
+    known = [f"{name} ({why})" if why else name for name, why in available_targets().items()]
+    group.add_argument(
+        "--target",
+        default="x86",
+        metavar="NAME",
+        help=f"what runs it: {', '.join(known)}; default x86",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

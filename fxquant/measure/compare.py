@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from fxquant.backends import find_target
 from fxquant.errors import ModelError
 from fxquant.measure.tables import finite
 from fxquant.metrics import Closeness
@@ -17,7 +18,8 @@ from fxquant.simulate.quantizers import WeightQuantizer
 from passes import FusedLayer
 
 if TYPE_CHECKING:
-    from fxquant.compiled import CompiledModel
+    from fxquant.backends import find_target
+from fxquant.compiled import CompiledModel
 
 __all__ = ["Comparison", "Difference", "compare", "difference"]
 
@@ -123,7 +125,10 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
             quantized = module.weight_quantizer(weight)
             rows.append(difference(name, "weight", weight, quantized))
     with torch.no_grad():
-        expected, found = _Values(fused), _Values(compiled.stages[compiled.target])
+        # An exact target computes the integer graph's values, whatever its own graph shows.
+        exact = find_target(compiled.target).tolerance == 0
+        stage = compiled.stages["integer" if exact else compiled.target]
+        expected, found = _Values(fused), _Values(stage)
         float_output, output = expected.run(*arguments), found.run(*arguments)
     for name, value in expected.values.items():
         got = found.integers.get(name)

@@ -123,7 +123,7 @@ def _at(spec: QuantSpec, width: int) -> QuantSpec:
 
 def _quantizers(fused: fx.GraphModule, plan: Plan, width: int) -> dict[str, nn.Module]:
     specs = {name: _at(spec, width) for name, spec in plan.weights.items()}
-    quantizers, _ = weight_quantizers(fused, replace(plan, weights=specs), "reference")
+    quantizers, _ = weight_quantizers(fused, replace(plan, weights=specs))
     for quantizer in quantizers.values():
         assert isinstance(quantizer, WeightQuantizer)
         quantizer.enabled = True

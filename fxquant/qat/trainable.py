@@ -19,7 +19,7 @@ from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.simulate.quantizers.straight_through import straight_through
 from fxquant.simulate.recurrent import QuantizedRecurrent
-from fxquant.simulate.saturation import cpu_has_vnni, pair_sums_fit
+from fxquant.simulate.weight_fit import WeightRefusal
 from fxquant.spec import LARGEST_SCALE, SMALLEST_SCALE, QParams
 from passes import FusedLayer
 from passes.fold_batch_norm import BATCH_NORMS
@@ -216,12 +216,11 @@ def _inside_cells(weight: Tensor, quantizer: RoundedWeightQuantizer) -> Tensor:
 
 
 def to_simulated(
-    trained: fx.GraphModule, *, target: str
+    trained: fx.GraphModule, *, refusal: WeightRefusal | None = None
 ) -> tuple[fx.GraphModule, Mapping[str, str]]:
     """A simulated graph with what was learned, and a note by module path where one is due.
 
-    `trained` stays as it is. Where `target` is "x86" and this CPU could saturate, weights lose a
-    bit, as at a compile.
+    `trained` stays as it is. Weights whose codes a target refuses lose a bit, as at a compile.
     """
     graph = copy.deepcopy(trained).cpu().eval()
     graph.requires_grad_(False)
@@ -230,15 +229,11 @@ def to_simulated(
     for weight, quantizer, place in _weights(graph, TrainableWeight):
         qparams = quantizer.qparams(weight)
         narrow = max(abs(qparams.qmin), qparams.qmax) <= 64
-        if target == "x86" and not narrow and not cpu_has_vnni():
-            codes = qparams.quantize(weight)
-            if codes.dim() > 1 and not pair_sums_fit(codes):
-                qparams = _one_bit_less(qparams)
-                path = paths[id(quantizer)].removesuffix(".weight_quantizer")
-                notes[path] = (
-                    f"{path}: weights in 7 bits after training, because this CPU has no VNNI and "
-                    "pairs of its products could saturate"
-                )
+        reason = "" if narrow or refusal is None else refusal(qparams.quantize(weight))
+        if reason:
+            qparams = _one_bit_less(qparams)
+            path = paths[id(quantizer)].removesuffix(".weight_quantizer")
+            notes[path] = f"{path}: weights in 7 bits after training, because {reason}"
         place(WeightQuantizer(qparams))
     for path, module in list(graph.named_modules(remove_duplicate=False)):
         if isinstance(module, TrainableActivation):

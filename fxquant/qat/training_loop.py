@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from fxquant.compiled import CompiledModel
+from fxquant.backends import find_target
+from fxquant.compiled import CompiledModel, with_simulated
 from fxquant.errors import CalibrationError, DataError, ModelError, TrainingError
-from fxquant.finish import with_simulated
 from fxquant.metrics import Accuracy, labelled_logits, labels_of
 from fxquant.qat.trainable import TrainableActivation, TrainableWeight, batch_norms, to_simulated
 
@@ -214,7 +214,8 @@ class Trainer:
         """`q` with the trained graph in place of its simulated one; `q` itself where none is."""
         if trained is None:
             return self.q
-        simulated, notes = to_simulated(trained, target=self.q.target)
+        refusal = find_target(self.q.target).weight_refusal()
+        simulated, notes = to_simulated(trained, refusal=refusal)
         return with_simulated(self.q, simulated, (*notes.values(), self._note()))
 
     def _note(self) -> str:

@@ -50,6 +50,7 @@ class Report:
     size_bytes: int = 0
     target_check: Mapping[str, Any] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
+    target_passes: tuple[PassRecord, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -87,7 +88,7 @@ class Report:
                     "erased": record.erased,
                     "declines": len(record.declines),
                 }
-                for record in self.passes
+                for record in (*self.passes, *self.target_passes)
             ],
         }
 
@@ -132,7 +133,7 @@ class Report:
                 f"+{record.created} -{record.erased}" if record.modified else "no change",
                 len(record.declines) or "",
             )
-            for record in self.passes
+            for record in (*self.passes, *self.target_passes)
         ]
         return tabulate(rows, ("pass", "ms", "nodes", "declined")) if rows else ""
 

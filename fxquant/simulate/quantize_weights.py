@@ -10,17 +10,18 @@ from fxquant.plan.operations import layer_of
 from fxquant.plan.plan import Plan
 from fxquant.simulate.observers import weight_qparams
 from fxquant.simulate.quantizers import WeightQuantizer
-from fxquant.simulate.saturation import fit_pair_sums
+from fxquant.simulate.weight_fit import WeightRefusal, fit_weight
 
 __all__ = ["weight_quantizers"]
 
 
 def weight_quantizers(
-    fused: fx.GraphModule, plan: Plan, target: str
+    fused: fx.GraphModule, plan: Plan, refusal: WeightRefusal | None = None
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """The quantizer of each convolution and linear layer by node name, and notes for the report.
 
-    Where `target` is "x86" and this CPU could saturate, weights lose a bit and a note says so.
+    Where `refusal` says that a target could not compute with a layer's integers exactly, they lose
+    a bit and a note says so.
     """
     quantizers: dict[str, nn.Module] = {}
     notes: list[str] = []
@@ -33,8 +34,9 @@ def weight_quantizers(
         if axis == 1 and layer.groups > 1:
             spec = spec.per_tensor()
         qparams = weight_qparams(layer.weight.detach(), spec, axis)
-        if target == "x86" and plan.runs_on_integers(node):
-            qparams, note = fit_pair_sums(str(node.target), layer.weight.detach(), spec, qparams)
+        if plan.runs_on_integers(node):
+            path, weight = str(node.target), layer.weight.detach()
+            qparams, note = fit_weight(path, weight, spec, qparams, refusal)
             notes += [note] if note else []
         # Weights stay float until the activations have been observed.
         quantizers[node.name] = WeightQuantizer(qparams, enabled=False)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fxquant.plan.dynamic import recurrent_of
 from fxquant.simulate.observers import weight_qparams
 from fxquant.simulate.quantizers import WeightQuantizer
-from fxquant.simulate.saturation import fit_pair_sums
+from fxquant.simulate.weight_fit import WeightRefusal, fit_weight
 from fxquant.spec import QuantSpec
 from passes import Pass, PassResult, Rewriter
 
@@ -68,7 +68,9 @@ class QuantizeRecurrentWeights(Pass):
 
 
 def recurrent_quantizers(
-    graph_module: fx.GraphModule, weights: Mapping[str, QuantSpec], target: str
+    graph_module: fx.GraphModule,
+    weights: Mapping[str, QuantSpec],
+    refusal: WeightRefusal | None = None,
 ) -> tuple[dict[str, dict[str, WeightQuantizer]], list[str]]:
     """Disabled quantizers for the weights of every recurrent node in `weights`, and notes."""
     quantizers: dict[str, dict[str, WeightQuantizer]] = {}
@@ -82,8 +84,7 @@ def recurrent_quantizers(
                 continue
             path, weight = f"{node.target}.{name}", value.detach()
             qparams = weight_qparams(weight, spec, 0, path)
-            if target == "x86":
-                qparams, note = fit_pair_sums(path, weight, spec, qparams)
-                notes += [note] if note else []
+            qparams, note = fit_weight(path, weight, spec, qparams, refusal)
+            notes += [note] if note else []
             quantizers.setdefault(node.name, {})[name] = WeightQuantizer(qparams, enabled=False)
     return quantizers, notes

@@ -6,7 +6,8 @@ passes a quantizer, because only then is its output grid known; that is why emis
 operation waits for the quantizer that follows it.
 """
 
+from fxquant.to_integer.checked import to_checked_integer
 from fxquant.to_integer.convert import to_integer
 from fxquant.to_integer.grid import Grid
 
-__all__ = ["Grid", "to_integer"]
+__all__ = ["Grid", "to_checked_integer", "to_integer"]

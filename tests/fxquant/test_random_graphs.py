@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fxquant
-from fxquant.backends import check_target
+from fxquant.backends import check_operations
 from fxquant.compiled import CompiledModel
 from fxquant.errors import CompileError
 from passes.infra.verify import flatten
@@ -68,7 +68,7 @@ def test_integers_are_right(
 
     # The report's check ran on one image; these are others.
     assert q.report.target_check["largest_difference"] <= 1
-    found = check_target(integer, q.stages["x86"], (x,))
+    found = check_operations(integer, q.stages["x86"], (x,))
     assert found.largest <= 1, [entry for entry in found.operations if entry.largest > 1]
 
     other = torch.cat([x, x.flip(0)])[:7]

@@ -73,44 +73,54 @@ _TRACEABLE_NAMESPACES = ("quantized", "aten")
 class Executor:
     """Calls like the x86 graph that it is made of, and gives the same values, faster.
 
-    The first call traces, on `example`, and sees that the traced functions give the graph's
-    values for it and for a batch of twice its size. Where they do not, where torch cannot trace,
-    and for inputs of another shape behind the batch, the graph runs as it is. Copies and pickles
-    hold the graph alone, and trace again.
+    Stretches of the graph are traced on `example`, and must give the graph's values for it and
+    for a batch of twice its size. Where they do not, and where torch cannot trace, the graph runs
+    as it is, and `notes` say why; so it does for inputs of another shape behind the batch. Copies
+    and pickles hold the graph alone, and trace again.
     """
 
     def __init__(self, graph_module: fx.GraphModule, example: Sequence[Any]) -> None:
         self.graph_module = graph_module
         self.example = tuple(example)
         self._shapes = [_shape(value) for value in example]
-        self._traced: fx.GraphModule | None = None
-        self._is_ready = False
+        self._traced, self.notes = self._trace()
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of the graph; gradients must be off."""
-        if not self._is_ready:
-            self._is_ready = True
-            self._traced = self._try_tracing()
         if self._traced is None or [_shape(value) for value in inputs] != self._shapes:
             return self.graph_module.forward(*inputs)
         return _run(self._traced, inputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_traced": None, "_is_ready": False}
+        return {"graph_module": self.graph_module, "example": self.example}
 
-    def _try_tracing(self) -> fx.GraphModule | None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _trace(self) -> tuple[fx.GraphModule | None, tuple[str, ...]]:
+        """The graph with traced stretches, or None and why it runs as it is."""
         if not all(isinstance(value, Tensor) for value in self.example):
-            return None
+            return None, (_untraced("an input is not a tensor"),)
         try:
             traced = with_traced_stretches(self.graph_module, self.example)
+            if traced is None:
+                return None, ()
             twice = tuple(torch.cat([value, value]) for value in self.example)
-            same = traced is not None and all(
-                _same(self.graph_module.forward(*inputs), _run(traced, inputs))
-                for inputs in (self.example, twice)
-            )
-        except Exception:  # Whatever tracing cannot do, the graph can.
-            return None
-        return traced if same else None
+            with torch.no_grad():
+                same = all(
+                    _same(self.graph_module.forward(*inputs), _run(traced, inputs))
+                    for inputs in (self.example, twice)
+                )
+        except Exception as error:  # Whatever tracing cannot do, the graph can.
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            return None, (_untraced(f"{type(error).__name__}: {first}"),)
+        if not same:
+            return None, (_untraced("what torch traced gives other values than the graph"),)
+        return traced, ()
+
+
+def _untraced(cause: str) -> str:
+    return f"x86: the kernels are called one by one from Python, which is slower: {cause}"
 
 
 def with_traced_stretches(

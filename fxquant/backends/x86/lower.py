@@ -36,9 +36,8 @@ from fxquant.backends.x86.layers import (
 from fxquant.backends.x86.linear import lower_activated_linear, lower_linear
 from fxquant.backends.x86.lowering import Lower, Lowering, first_of
 from fxquant.backends.x86.matmul import lower_matmul, lower_weighted_mean
-from fxquant.backends.x86.rewrites import rewrite_for_x86
 
-__all__ = ["lower_x86"]
+__all__ = ["lower_to_kernels"]
 
 OPS: Any = torch.ops.fxquant
 
@@ -74,14 +73,10 @@ WIDE: dict[Any, Lower] = {
 """Operators whose values may have more than 8 bits."""
 
 
-def lower_x86(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
-    """The x86 graph of an integer graph, weights prepacked.
+def lower_to_kernels(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
+    """The graph of kernel calls of an integer graph, weights prepacked.
 
-    It is lowered from what `rewrite_for_x86` makes of the integer graph: ``meta["rewritten"]``.
     Nodes that keep the reference operator have ``meta["kernel"] == "reference"``; every node
     that stands for an integer node has its name in ``meta["integer"]``.
     """
-    rewritten = rewrite_for_x86(integer)
-    lowered = Lowering(rewritten, LOWERINGS, WIDE, keep).lower()
-    lowered.meta["rewritten"] = rewritten
-    return lowered
+    return Lowering(integer, LOWERINGS, WIDE, keep).lower()

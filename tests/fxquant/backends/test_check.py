@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fxquant.backends import check_target, lower
+from fxquant.backends import LoweredGraph, check_operations
 from fxquant.backends.check import whole_network
-from fxquant.backends.checked import lower_checked
-from fxquant.errors import TargetError
+from fxquant.backends.x86.target import X86
 from tests.fxquant.small_networks import compiled, images
 
 
@@ -22,13 +21,13 @@ def chain() -> nn.Module:
 
 def test_the_reference_is_equal_to_itself() -> None:
     integer = compiled(chain()).stages["integer"]
-    found = check_target(integer, lower(integer, "reference"), (images(),))
+    found = check_operations(integer, integer, (images(),))
     assert (found.largest, found.output_differing, found.output_sqnr_db) == (0, 0.0, math.inf)
 
 
 def test_every_operation_has_an_entry() -> None:
     q = compiled(chain(), {"quantize_output": True})
-    found = check_target(q.stages["integer"], q.stages["x86"], (images(),))
+    found = check_operations(q.stages["integer"], q.stages["x86"], (images(),))
     names = [n.name for n in q.stages["integer"].graph.nodes if "grid" in n.meta]
     assert [entry.node for entry in found.operations] == names
     assert all(entry.values > 0 for entry in found.operations)
@@ -51,7 +50,7 @@ def test_an_error_is_charged_to_its_operation_alone() -> None:
     graph = q.stages["x86"]
     first = next(n for n in graph.graph.nodes if "conv2d" in str(n.target))
     off_by(3, graph, first)
-    found = check_target(q.stages["integer"], graph, (images(),))
+    found = check_operations(q.stages["integer"], graph, (images(),))
     largest = {entry.node: entry.largest for entry in found.operations}
     assert largest.pop(first.meta["integer"]) in (3, 4)
     assert max(largest.values()) <= 1
@@ -60,18 +59,17 @@ def test_an_error_is_charged_to_its_operation_alone() -> None:
 
 
 def test_a_kernel_that_is_off_is_replaced_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxquant.backends import targets
+    lower = X86.lower
 
-    lower_x86 = targets.TARGETS["x86"]
-
-    def broken(integer: fx.GraphModule, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
-        graph = lower_x86(integer, keep)
+    def broken(self: X86, *arguments: Any) -> LoweredGraph:
+        lowered = lower(self, *arguments)
+        graph = lowered.graph_module
         for node in list(graph.graph.nodes):
             if "conv2d" in str(node.target):
                 off_by(5, graph, node)
-        return graph
+        return lowered
 
-    monkeypatch.setitem(targets.TARGETS, "x86", broken)
+    monkeypatch.setattr(X86, "lower", broken)
     q = compiled(chain(), {"quantize_output": True})
     assert any("steps off; the reference operator runs instead" in n for n in q.report.target_notes)
     assert q.report.target_check["largest_difference"] <= 1
@@ -81,15 +79,10 @@ def test_a_kernel_that_is_off_is_replaced_and_reported(monkeypatch: pytest.Monke
 def test_lowering_again_keeps_the_named_nodes() -> None:
     integer = compiled(chain()).stages["integer"]
     names = [n.name for n in integer.graph.nodes if "conv" in str(n.target)]
-    kept = lower(integer, "x86", keep=frozenset(names[:1]))
+    kept = X86().lower(integer, (images(),), frozenset(names[:1])).graph_module
     reference = [n for n in kept.graph.nodes if n.meta.get("kernel") == "reference"]
     assert [n.meta["integer"] for n in reference] == names[:1]
     assert torch.allclose(kept(images()), integer(images()), atol=1e-5)
-
-
-def test_unknown_targets_are_named() -> None:
-    with pytest.raises(TargetError, match="did you mean 'x86'"):
-        lower_checked(compiled(chain()).stages["integer"], "x68", (images(),))
 
 
 def test_whole_networks_are_compared_over_all_outputs() -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxquant.backends import check_target, lower
+from fxquant.backends import check_operations
+from fxquant.backends.x86.target import X86
 from fxquant.to_integer import Grid
 from passes.infra.verify import run_and_annotate
 from tests.fxquant.backends.integer_graphs import OPS, IntegerGraph
@@ -110,9 +111,9 @@ def lowered(
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The integer graph and its x86 graph, every operation compared on the example."""
     integer = graph.finish(*outputs)
-    x86 = lower(integer, "x86")
+    x86 = X86().lower(integer, (graph.example,)).graph_module
     run_and_annotate(x86, (graph.example,), name="x86 graph")
-    check = check_target(integer, x86, (graph.example,))
+    check = check_operations(integer, x86, (graph.example,))
     assert check.operations
     assert check.largest <= largest
     compared = {entry.node for entry in check.operations}

@@ -278,7 +278,7 @@ def test_weight_quantizers_are_put_on_once() -> None:
     spec = Recipe.named("dynamic_w8a8").weights.spec()
     assert spec is not None
     name = next(node.name for node in model.graph.nodes if node.op == "call_module")
-    quantizers, _ = recurrent_quantizers(model, {name: spec}, "reference")
+    quantizers, _ = recurrent_quantizers(model, {name: spec})
     quantize = QuantizeRecurrentWeights(quantizers)
     assert quantize.run(model).modified
     assert not quantize.run(model).modified

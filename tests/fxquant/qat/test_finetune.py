@@ -54,7 +54,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 def test_the_way_there_and_back_changes_no_bit(learn_steps: bool) -> None:
     simulated = low_bits().stages["simulated"]
 
-    back, notes = to_simulated(to_trainable(simulated, learn_steps=learn_steps), target="reference")
+    back, notes = to_simulated(to_trainable(simulated, learn_steps=learn_steps))
 
     assert torch.equal(back(images()), simulated(images()))
     assert not notes
@@ -67,7 +67,7 @@ def test_a_rounded_weight_starts_inside_the_cells_of_its_codes() -> None:
     codes = (qparams.quantize(layer.layer.weight.detach()) + 1).clamp(max=qparams.qmax)
     layer.weight_quantizer = RoundedWeightQuantizer(qparams, codes)
 
-    back, _ = to_simulated(to_trainable(simulated, learn_steps=True), target="reference")
+    back, _ = to_simulated(to_trainable(simulated, learn_steps=True))
 
     found = next(m for m in back.modules() if isinstance(m, FusedLayer))
     assert torch.equal(found.weight_quantizer.quantize(found.layer.weight), codes)
@@ -89,21 +89,20 @@ def test_modules_keep_their_hyper_parameters() -> None:
     assert (norm.eps, norm.momentum) == (0.01, 0.3)
 
 
-def test_weights_that_could_saturate_lose_a_bit_where_the_cpu_has_no_vnni(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fxquant.qat.trainable.cpu_has_vnni", lambda: False)
+def test_weights_that_the_target_refuses_lose_a_bit() -> None:
     layer = nn.Linear(4, 2)
     nn.init.ones_(layer.weight)
     q = compiled(nn.Sequential(layer).eval(), calibration=torch.randn(8, 4), target="reference")
     graph = to_trainable(q.stages["simulated"], learn_steps=True)
 
-    back, notes = to_simulated(graph, target="x86")
+    back, notes = to_simulated(
+        graph, refusal=lambda codes: "127 is too large" if codes.max() > 63 else ""
+    )
 
     found = next(m for m in back.modules() if isinstance(m, FusedLayer))
     codes = found.weight_quantizer.quantize(found.layer.weight)
     assert int(codes.max()) == 63
-    assert "0: weights in 7 bits after training" in notes["0"]
+    assert notes == {"0": "0: weights in 7 bits after training, because 127 is too large"}
 
 
 # -- training ------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def graphs(
     )
     fused = run(copy_sharing_tensors(float_graph), FoldBatchNorm(), FuseConvBnRelu(), InferRanges())
     plan = make_plan(fused, recipe)
-    weights, _ = weight_quantizers(fused, plan, "reference")
+    weights, _ = weight_quantizers(fused, plan)
     sites = [
         QuantizerSite(
             site.path, ActivationQuantizer(site.spec, channelwise=site.channelwise), site.nodes

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import fx
 
 from fxquant.backends.x86.rewrites.fold_channel_shuffle import FoldChannelShuffle
 from fxquant.backends.x86.rewrites.merge_branches import MergeBranches
 from fxquant.backends.x86.rewrites.pad_channels import PadChannels
-from passes import copy_sharing_tensors
+from fxquant.errors import CompileError
+from fxquant.to_integer.invariants import check_integer_graph
+from passes import PassError, PassRecord, Pipeline, copy_sharing_tensors
 
-__all__ = ["FoldChannelShuffle", "MergeBranches", "PadChannels", "rewrite_for_x86"]
+__all__ = ["FoldChannelShuffle", "MergeBranches", "PadChannels", "rewrite"]
 
 # Measured unit by unit on ShuffleNets of all widths and sizes of maps: weights of more channels
 # leave the cache. Without AMX products with zeros are dear, and dearer still without AVX-512.
@@ -18,17 +23,23 @@ _MOST_CHANNELS = 768
 _MOST_PRODUCTS = {"amx": 2**62, "avx512": 2**25, "avx2": 2**22}
 
 
-def rewrite_for_x86(integer: fx.GraphModule) -> fx.GraphModule:
+def rewrite(
+    integer: fx.GraphModule, example: Sequence[Any]
+) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
     """A copy of an annotated integer graph that yields the same integers with fewer calls.
 
     What remains of its values, and all that it returns, is equal to the bit. Running it on its
-    own result changes nothing.
+    own result changes nothing. The passes run in a pipeline, which verifies each on `example`:
+    raises CompileError naming the one that broke its contract.
     """
     rewritten = copy_sharing_tensors(integer)
     merge = MergeBranches(_MOST_CHANNELS, _MOST_PRODUCTS[_vectors()])
-    for step in (merge, FoldChannelShuffle(), PadChannels()):
-        step.run(rewritten)
-    return rewritten
+    steps = (merge, FoldChannelShuffle(), PadChannels())
+    try:
+        records = Pipeline(steps, invariant=check_integer_graph).run(rewritten, example)
+    except PassError as error:
+        raise CompileError(f"integer graph for x86: {error}") from error
+    return rewritten, tuple(records)
 
 
 def _vectors() -> str:

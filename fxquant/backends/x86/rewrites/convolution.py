@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.backends.x86.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.integer.bounds import largest_bias
 from fxquant.kernels.calls import operator_arguments
-from fxquant.simulate.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.to_integer import Grid
 from passes import Rewriter, TensorInfo, tensor_info
 from passes.infra.rewrite import get_tensor

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.backends import check_target, lower
+from fxquant.backends import check_operations
 from fxquant.backends.x86.kernels import as_quantized, codes
 from fxquant.backends.x86.tables import TableKernel, find_kernel, lookup, pair_table
+from fxquant.backends.x86.target import X86
 from fxquant.integer import build_table
 from fxquant.to_integer import Grid
 from tests.fxquant.backends.integer_graphs import OPS, IntegerGraph
@@ -115,7 +116,8 @@ def test_lowers_a_table_within_one_step(function: Callable[[Tensor], Tensor]) ->
     y = graph.call(OPS.lookup.default, RESULT, graph.x, constant)
     floats = graph.graph.call_function(OPS.dequantize.default, (y, *RESULT.input))
     integer = graph.finish(floats)
-    check = check_target(integer, lower(integer, "x86"), (graph.example,))
+    example = (graph.example,)
+    check = check_operations(integer, X86().lower(integer, example).graph_module, example)
     assert len(check.operations) == 2
     assert check.largest <= 1
     assert check.share_differing < 0.05
@@ -127,6 +129,6 @@ def test_a_looked_up_table_is_exact() -> None:
     y = graph.call(OPS.lookup.default, RESULT, graph.x, constant)
     floats = graph.graph.call_function(OPS.dequantize.default, (y, *RESULT.input))
     integer = graph.finish(floats)
-    lowered = lower(integer, "x86")
+    lowered = X86().lower(integer, (graph.example,)).graph_module
     assert any(node.target is lookup for node in lowered.graph.nodes)
     assert torch.equal(lowered(graph.example)[0], integer(graph.example)[0])

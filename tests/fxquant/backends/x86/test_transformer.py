@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fxquant.backends import lower
 from fxquant.backends.x86.executor import Executor
+from fxquant.backends.x86.target import X86
 from fxquant.to_integer import Grid
 from tests.fxquant.backends.integer_graphs import ONE_SIDED
 from tests.fxquant.backends.token_graphs import PROBABILITIES, TOKENS, TokenGraph, kernels, lowered
@@ -165,7 +165,7 @@ def test_a_quantizer_that_is_kept_runs_the_reference() -> None:
     graph = raw_linear_graph()
     y = graph.linear(graph.x, None, 128, 192)
     y = graph.quantize(graph.function(F.gelu, y, approximate="none"), TOKENS)
-    x86 = lower(graph.finish(y), "x86", keep=frozenset({y.name}))
+    x86 = X86().lower(graph.finish(y), (graph.example,), frozenset({y.name})).graph_module
     assert kernels(x86)["quantize.default"] == 1
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.backends import check_target
+from fxquant.backends import check_operations
 from fxquant.compiled import CompiledModel
 from tests.fxquant.small_networks import Residual, compiled, conv_net, images, module
 
@@ -31,7 +31,7 @@ def checked(
     """Compiled, and every operation within one step of the reference on four other images."""
     x = images() if x is None else x
     q = compiled(model, changes, calibration=x)
-    found = check_target(q.stages["integer"], q.stages["x86"], (x.flip(0),))
+    found = check_operations(q.stages["integer"], q.stages["x86"], (x.flip(0),))
     assert found.largest <= 1
     assert not any("steps off" in note for note in q.report.target_notes)
     return q

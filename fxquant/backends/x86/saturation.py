@@ -7,15 +7,12 @@ apart by sign. Where it does not, the layer's weights lose one bit: 255 · 2 · 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from fxquant.simulate.observers import weight_qparams
-from fxquant.spec import QParams, QuantSpec
+from fxquant.simulate.weight_fit import WeightRefusal
 
-__all__ = ["cpu_has_vnni", "fit_pair_sums", "pair_sums_fit"]
+__all__ = ["cpu_has_vnni", "pair_sums_fit", "weight_refusal"]
 
 _INT16 = 32767
 
@@ -45,14 +42,12 @@ def pair_sums_fit(weight: Tensor) -> bool:
     return bool(255 * high <= _INT16) and bool(255 * low >= -_INT16 - 1)
 
 
-def fit_pair_sums(
-    path: str, weight: Tensor, spec: QuantSpec, qparams: QParams
-) -> tuple[QParams, str]:
-    """`qparams` as they are, or with one bit less and a note where this CPU would saturate."""
-    if cpu_has_vnni() or spec.bits < 8 or pair_sums_fit(qparams.quantize(weight)):
-        return qparams, ""
-    reduced = weight_qparams(weight, replace(spec, bits=7), qparams.axis or 0)
-    return reduced, (
-        f"{path}: weights in 7 bits, because this CPU has no VNNI and pairs of its products "
-        "could saturate"
-    )
+def weight_refusal() -> WeightRefusal | None:
+    """Which weights this CPU cannot compute with exactly; None where it can with all."""
+    return None if cpu_has_vnni() else _refuse
+
+
+def _refuse(codes: Tensor) -> str:
+    if codes.dim() < 2 or pair_sums_fit(codes):
+        return ""
+    return "this CPU has no VNNI and pairs of its products could saturate"

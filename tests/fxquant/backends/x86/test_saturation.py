@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fxquant.simulate.saturation import pair_sums_fit
+from fxquant.backends.x86.saturation import pair_sums_fit
 from tests.fxquant.small_networks import compiled, conv_net
 
 
 @pytest.fixture
 def _no_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxquant.simulate.saturation.cpu_has_vnni", lambda: False)
+    monkeypatch.setattr("fxquant.backends.x86.saturation.cpu_has_vnni", lambda: False)
 
 
 def largest(q: object, path: str = "0") -> int:
@@ -76,7 +76,7 @@ def test_depthwise_layers_keep_their_bits() -> None:
 
 
 def test_with_vnni_nothing_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxquant.simulate.saturation.cpu_has_vnni", lambda: True)
+    monkeypatch.setattr("fxquant.backends.x86.saturation.cpu_has_vnni", lambda: True)
     model = conv_net()
     model[0].weight.data.fill_(0.1)
     assert largest(compiled(model)) == 127

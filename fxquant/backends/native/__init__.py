@@ -1,1 +1,0 @@
-"""Target native: C++ of our own, compiled on the machine that runs it."""
