@@ -7,14 +7,14 @@ The data lie outside the repository; `fxquant.data.data_root` finds them.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from fxquant.data import ImageBatches, data_root, open_batches
-from fxquant.errors import DataError
+from fxquant.errors import DataError, nearest
 from fxquant.frontend.models import load_model
 from fxquant.measure.evaluate import evaluate
 
@@ -124,7 +124,13 @@ NETWORKS = {
 }
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETWORKS))
+    names = parser.parse_args().names
+    for name in names:
+        if name not in NETWORKS:
+            parser.error(f"there is no network {name}{nearest(name, NETWORKS)}")
     for name in names or NETWORKS:
         network = NETWORKS[name]
         batches = network.validation_batches()
@@ -137,4 +143,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -8,6 +8,7 @@ images, so there is nothing to overfit. Takes about two minutes on one core.
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -56,6 +57,7 @@ def accuracy(model: SmallResNet) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     start = time.perf_counter()
     model = train()
     seconds = time.perf_counter() - start
