@@ -1,6 +1,6 @@
 """Tables of a post-training study: one model, many settings of a recipe, one row each.
 
-The settings are data: see `fxquant.studies`.
+The settings are data: see `fxquant.measure.studies`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import fxquant
+from fxquant.compile import compile
+from fxquant.compiled import CompiledModel
 from fxquant.data import ImageBatches
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.measure.benchmark import Machine, benchmark
@@ -24,6 +25,8 @@ from fxquant.measure.evaluate import Evaluation, collect_logits, evaluate
 from fxquant.measure.studies import COLUMNS, STUDIES, Setting
 from fxquant.measure.tables import decibels, percent, table
 from fxquant.metrics import Batch, labels_of
+from fxquant.qat.finetune import finetune
+from fxquant.recipe.recipe import Recipe
 
 LATENCY_ROUNDS = 5
 
@@ -108,7 +111,7 @@ class Sweep:
 def sweep(
     study: str,
     model: nn.Module,
-    recipe: fxquant.Recipe,
+    recipe: Recipe,
     *,
     calibration: Iterable[Batch] | Tensor,
     evaluation: Iterable[Batch],
@@ -158,7 +161,7 @@ def sweep(
     for setting in tqdm(settings, study, delay=2, disable=not progress, unit="setting"):
         images = max(1, round(total * setting.calibration_share))
         try:
-            compiled = fxquant.compile(
+            compiled = compile(
                 model,
                 _changed(recipe, setting),
                 calibration=_FirstImages(batches, images),
@@ -206,7 +209,7 @@ def _selected(settings: Sequence[Setting], select: Sequence[str]) -> list[Settin
     ]
 
 
-def _changed(recipe: fxquant.Recipe, setting: Setting) -> fxquant.Recipe:
+def _changed(recipe: Recipe, setting: Setting) -> Recipe:
     changed = recipe.replace({**setting.changes, "calibration.images": 0})
     if not setting.overrides:
         return changed
@@ -214,11 +217,11 @@ def _changed(recipe: fxquant.Recipe, setting: Setting) -> fxquant.Recipe:
 
 
 def _finetuned(
-    compiled: fxquant.CompiledModel, batches: Iterable[Batch], options: Mapping[str, Any]
-) -> fxquant.CompiledModel:
+    compiled: CompiledModel, batches: Iterable[Batch], options: Mapping[str, Any]
+) -> CompiledModel:
     loss = None if labels_of(next(iter(batches))) is None else F.cross_entropy
     loader = _Shuffled(batches) if isinstance(batches, ImageBatches) else batches
-    return fxquant.finetune(compiled, loader, loss=loss, **options)
+    return finetune(compiled, loader, loss=loss, **options)
 
 
 def _float_row(

@@ -108,7 +108,7 @@ def test_calibration_takes_the_share_of_the_images(monkeypatch: pytest.MonkeyPat
         seen.append(sum(len(images) for images in calibration))
         return compiled
 
-    monkeypatch.setattr(fxquant, "compile", counting)
+    monkeypatch.setattr("fxquant.measure.sweep.compile", counting)
     kept = (CALIBRATION_SIZE[2], CALIBRATION_SIZE[9])
     monkeypatch.setitem(STUDIES, "calibration_size", lambda model: kept)
     result = run("calibration_size")
@@ -167,7 +167,7 @@ def test_rows_of_a_learned_rounding_are_compiled_with_it(monkeypatch: pytest.Mon
         made.append(compile_(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(fxquant, "compile", keeping)
+    monkeypatch.setattr("fxquant.measure.sweep.compile", keeping)
     chosen = ("W4A32, BN unfolded, MSE, lr 0.01", "W2A4 head*, BN folded, min-max, lr 0.001")
     result = run("adaround", changes=SHORT, select=chosen)
     assert not any(row.error for row in result.rows)
@@ -202,7 +202,7 @@ def test_qat_trains_on_the_calibration_images(
         seen.append(options)
         return finetune(*arguments, **options)
 
-    monkeypatch.setattr(fxquant, "finetune", noting)
+    monkeypatch.setattr("fxquant.measure.sweep.finetune", noting)
     images = torch.randn(8, 3, 10, 10)
     training = [(images, torch.arange(8) % 3)] if labelled else None
     rows = ["W4A4, BN folded, MSE, lr 0.001"]
