@@ -23,6 +23,7 @@ from passes.canonical.spellings import (
     Spelling,
 )
 from passes.infra.base import Pass, PassResult, tensor_info
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
 from passes.infra.values import is_number, is_size, is_tensor
 
@@ -146,7 +147,7 @@ def _canonical_method(node: fx.Node, name: str) -> _Call | None:
     if name in ("view_as", "reshape_as"):
         with node.graph.inserting_before(node):
             size = node.graph.call_method("size", (node.args[1],))
-        size.meta = {key: node.meta[key] for key in ("origin", "module_path") if key in node.meta}
+        copy_meta(node, size, "place")
         return torch.reshape, node.args[:1], {"shape": size}
     if name == "t":
         return torch.transpose, node.args, {"dim0": 0, "dim1": 1}

@@ -57,7 +57,6 @@ class FoldConstants(Pass):
             sources = folder.computed_from(node)
             expansion = Expansion(rewriter, node, path=path, sources=sources)
             new = expansion.constant(node.name, value)
-            new.meta["origin"] = _origins((node, *sources))
             expansion.finish(new, keep_name=True)
         if results:
             make_layer_modules(rewriter)
@@ -200,10 +199,3 @@ def _owner(rewriter: Rewriter, node: fx.Node) -> str:
             return path
         path = path.rpartition(".")[0]
     return ""
-
-
-def _origins(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for node in nodes:
-        names.update(dict.fromkeys(node.meta.get("origin", (node.name,))))
-    return tuple(names)

@@ -13,6 +13,7 @@ from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.infer_ranges import InferRanges
 from passes.infra.base import Decline, Pass, PassResult
 from passes.infra.fused_layer import FusedLayer
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
 
 __all__ = ["InsertQuantDequant", "QuantizerSite"]
@@ -97,5 +98,5 @@ class InsertQuantDequant(Pass):
             quantized = rewriter.call_module(
                 site.path, site.module if first else None, (node,), like=node, name=f"{node.name}_q"
             )
-        quantized.meta["range"] = node.meta.get("range")
+        copy_meta(node, quantized, "range")
         rewriter.redirect(node, quantized, lambda user: self.reads_quantized(node, user))

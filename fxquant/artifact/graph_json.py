@@ -28,7 +28,7 @@ from passes import (
 
 __all__ = ["GraphFormatError", "decode_graph", "encode_graph"]
 
-_META = ("module_path", "simulated", "function")
+_META = ("module_path", "simulated")
 _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",

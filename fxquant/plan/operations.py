@@ -280,8 +280,8 @@ _REFUSALS: dict[Any, Callable[[fx.Node], str]] = {
 }
 
 
-def table_function(node: fx.Node) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The name and the float function of a Kind.TABLE node, its constants bound."""
+def table_function(node: fx.Node) -> Callable[[Tensor], Tensor]:
+    """The float function of a Kind.TABLE node, its constants bound."""
     source = node.all_input_nodes[0]
     target: Any = node.target
 
@@ -291,5 +291,4 @@ def table_function(node: fx.Node) -> tuple[str, Callable[[Tensor], Tensor]]:
         assert isinstance(result, Tensor)
         return result
 
-    name = _TABLES.get(target) or _SCALAR_ARITHMETIC[target]
-    return name, function
+    return function

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import CompileError
 from passes import FusedLayer, is_depthwise, tensor_info
+from passes.infra.meta import copy_meta
 
 __all__ = [
     "Part",
@@ -71,7 +72,7 @@ def cut(root: fx.GraphModule, output: str, boundary: Collection[str]) -> Part:
     copies: dict[fx.Node, fx.Node] = {}
     for node in placeholders:
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = dict(node.meta)
+        copy_meta(node, copies[node], "place", "shape")
     first = placeholders[0]
     for node in root.graph.nodes:
         if node not in inside:

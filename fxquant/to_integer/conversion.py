@@ -13,6 +13,7 @@ from fxquant.plan.plan import Plan
 from fxquant.simulate.quantizers import ActivationQuantizer
 from fxquant.to_integer.grid import Grid
 from passes import tensor_info
+from passes.infra.meta import copy_meta
 
 __all__ = ["OPS", "Conversion", "Integers"]
 
@@ -60,9 +61,7 @@ class Conversion:
 
     def annotate(self, node: fx.Node, grid: Grid | None) -> fx.Node:
         """Note where a node comes from, and the grid of its integers."""
-        for key in ("module_path", "origin", "stack_trace"):
-            if key in self.current.meta:
-                node.meta[key] = self.current.meta[key]
+        copy_meta(self.current, node, "place")
         node.meta["simulated"] = self.current.name
         if grid is not None:
             node.meta["grid"] = grid

@@ -117,7 +117,7 @@ def _emit_pair(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
 def emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     """A function of one 8-bit value as 256 entries."""
     x = conversion.integers[node.all_input_nodes[0]]
-    name, function = table_function(node)
+    function = table_function(node)
     if x.grid.dtype != torch.uint8 or grid.dtype != torch.uint8:
         # 65,536 entries are no table: the function is computed in float inside the operation.
         floats = conversion.emit(OPS.dequantize.default, (x.node, *x.grid.input), None)
@@ -128,9 +128,7 @@ def emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
         return conversion.emit(OPS.quantize.default, (result, *grid.output()), grid)
     table = build_table(function, *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
     constant = conversion.constant(f"tables.{node.name}", table)
-    emitted = conversion.emit(OPS.lookup.default, (x.node, constant), grid)
-    emitted.meta["function"] = name
-    return emitted
+    return conversion.emit(OPS.lookup.default, (x.node, constant), grid)
 
 
 def _emit_pool(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from passes.attention.masks import HIDDEN, positions_left, soften
 from passes.infra.base import Decline, tensor_info
 from passes.infra.expansion import Expansion, constant_value, shape_of
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
 
 __all__ = ["recognize_masks"]
@@ -151,6 +152,6 @@ def _without(expansion: Expansion, path: list[fx.Node], node: fx.Node, scores: f
     for add in reversed(path):
         operands = [scores if operand is node else operand for operand in add.args]
         again = expansion.call(torch.add, *operands)
-        again.meta["tensor"] = add.meta["tensor"]
+        copy_meta(add, again, "shape")
         node, scores = add, again
     return scores

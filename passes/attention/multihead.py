@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from passes.attention.masks import Masks, attend, causal_mask
 from passes.infra.base import tensor_info
 from passes.infra.expansion import Expansion, make_linear, shape_of
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
 
 __all__ = ["expand_multihead_attention"]
@@ -59,8 +60,7 @@ def expand_multihead_attention(
         if call["average_attn_weights"]:
             outputs[1] = expansion.call(torch.mean, probabilities, dim=(1,), keepdim=False)
     for index, reader in wanted.items():
-        if "tensor" in reader.meta:
-            outputs[index].meta["tensor"] = reader.meta["tensor"]
+        copy_meta(reader, outputs[index], "shape")
         rewriter.replace(reader, outputs[index])
     for reader in readers:
         if reader not in wanted.values():

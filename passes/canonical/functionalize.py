@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from passes.infra.base import module_path
 from passes.infra.errors import UnsupportedGraphError
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
 from passes.infra.values import is_tensor
 
@@ -114,11 +115,14 @@ def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
     if node.target is operator.setitem:
         with rewriter.before(node):
             new = rewriter.call_function(
-                with_item, node.args, like=node, sources=(written,), name="with_item"
+                with_item,
+                node.args,
+                like=node,
+                sources=(written,),
+                name="with_item",
+                same_value=False,
             )
-        new.meta.pop("tensor", None)
-        if "tensor" in written.meta:
-            new.meta["tensor"] = written.meta["tensor"]
+        copy_meta(written, new, "shape")
         rewriter.erase(node)
         return new
     if not _name(node).endswith("_"):
@@ -236,15 +240,13 @@ def _whole_from_part(
         return new
     if _name(part) in _RESHAPES or isinstance(_module(part), (nn.Flatten, nn.Unflatten)):
         size = rewriter.call_method("size", (whole,), like=new)
-        size.meta.pop("tensor", None)
-        result = rewriter.call_function(torch.reshape, (new,), {"shape": size}, like=new)
+        call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (torch.reshape, (new,), {"shape": size})
     elif part.target is operator.getitem and _name(whole) not in _PIECES:
-        result = rewriter.call_function(with_item, (whole, part.args[1], new), like=new)
+        call = with_item, (whole, part.args[1], new), {}
     else:
         return None
-    result.meta.pop("tensor", None)
-    if "tensor" in whole.meta:
-        result.meta["tensor"] = whole.meta["tensor"]
+    result = rewriter.call_function(*call, like=new, same_value=False)
+    copy_meta(whole, result, "shape")
     return result
 
 
@@ -263,7 +265,6 @@ def _renewed(
     if source is None:
         return None
     copied = rewriter.graph.node_copy(node, lambda n: source if n is parents[node] else n)
-    copied.meta = dict(node.meta)
     rewriter.modified = True
     values[node] = copied
     return copied

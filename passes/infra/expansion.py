@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from passes.infra.base import TensorInfo, module_path, tensor_info
 from passes.infra.layers import call_sites
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter, get_tensor
 
 __all__ = [
@@ -91,14 +92,13 @@ class Expansion:
         """A read of `value`, which is stored as a buffer called `name` below the path."""
         path = free_path(self.rewriter.graph_module, f"{self.path}.{name}" if self.path else name)
         with self.rewriter.before(self.node):
-            node = self.rewriter.get_attr(path, value, like=self.node)
+            node = self.rewriter.get_attr(path, value, like=self.node, sources=self.sources)
         node.meta["tensor"] = TensorInfo(tuple(value.shape), value.dtype)
         return node
 
     def finish(self, result: fx.Node, *, keep_name: bool = False) -> fx.Node:
         """Let the users of `node` read `result`, which may take its name, and erase `node`."""
-        if "tensor" in self.node.meta:
-            result.meta["tensor"] = self.node.meta["tensor"]
+        copy_meta(self.node, result, "shape")
         self.rewriter.replace(self.node, result)
         if keep_name:
             # An erased node's name stays reserved, so that asking for it would give `name_1`.

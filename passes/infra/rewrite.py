@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from passes.infra.meta import copy_meta, origins
+
 __all__ = ["Rewriter", "get_module", "get_tensor", "set_module"]
 
 
@@ -105,7 +107,14 @@ class Rewriter:
         node = self.graph.create_node("call_method", method, args, {})
         return self._adopt(node, like, (), same_value)
 
-    def get_attr(self, path: str, value: torch.Tensor | None, *, like: fx.Node) -> fx.Node:
+    def get_attr(
+        self,
+        path: str,
+        value: torch.Tensor | None,
+        *,
+        like: fx.Node,
+        sources: Iterable[fx.Node] = (),
+    ) -> fx.Node:
         """A node that reads the tensor at `path`, which is stored there first if one is given."""
         if value is not None:
             owner_path, _, leaf = path.rpartition(".")
@@ -120,20 +129,13 @@ class Rewriter:
                 delattr(owner, leaf)
             owner.register_buffer(leaf, value)
         node = self.graph.create_node("get_attr", path, (), {}, name=path.replace(".", "_"))
-        return self._adopt(node, like, (), False)
+        return self._adopt(node, like, sources, False)
 
     def _adopt(
         self, node: fx.Node, like: fx.Node, sources: Iterable[fx.Node], same_value: bool
     ) -> fx.Node:
-        for key in ("module_path", "stack_trace"):
-            if key in like.meta:
-                node.meta[key] = like.meta[key]
-        if same_value and "tensor" in like.meta:
-            node.meta["tensor"] = like.meta["tensor"]
-        origins: dict[str, None] = {}
-        for source in (like, *sources):
-            origins.update(dict.fromkeys(source.meta.get("origin", (source.name,))))
-        node.meta["origin"] = tuple(origins)
+        copy_meta(like, node, "place", *(("shape",) if same_value else ()))
+        node.meta["origin"] = origins((like, *sources))
         self.modified = True
         return node
 
@@ -165,8 +167,7 @@ class Rewriter:
         """Put a call of `module`, stored at `path`, where `old` stands; name and range stay."""
         with self.before(old):
             new = self.call_module(path, module, args, like=old)
-        if "range" in old.meta:
-            new.meta["range"] = old.meta["range"]
+        copy_meta(old, new, "range")
         return self._take_place(old, new)
 
     def _take_place(self, old: fx.Node, new: fx.Node) -> fx.Node:
@@ -184,9 +185,7 @@ class Rewriter:
         heir = node.args[0] if bypass else into
         assert isinstance(heir, fx.Node)
         node.replace_all_uses_with(heir, delete_user_cb=lambda user: user is not heir)
-        origins = dict.fromkeys(into.meta.get("origin", (into.name,)))
-        origins.update(dict.fromkeys(node.meta.get("origin", (node.name,))))
-        into.meta["origin"] = tuple(origins)
+        into.meta["origin"] = origins((into, node))
         self.erase(node)
         return into
 

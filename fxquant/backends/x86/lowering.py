@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.backends.x86 import kernels
+from fxquant.meta import NODE_KEYS
 from fxquant.to_integer import Grid
+from passes.infra.meta import copy_meta
 
 __all__ = ["Lower", "Lowered", "Lowering", "Plain", "first_of"]
 
@@ -85,9 +87,7 @@ class Lowering:
 
     def annotate(self, node: fx.Node) -> fx.Node:
         """Note which integer node a node stands for."""
-        for key in ("module_path", "origin", "simulated", "grid", "channel_scale", "function"):
-            if key in self.current.meta:
-                node.meta[key] = self.current.meta[key]
+        copy_meta(self.current, node, "place", "integers", table=NODE_KEYS)
         node.meta["integer"] = self.current.name
         return node
 

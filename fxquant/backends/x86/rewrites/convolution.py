@@ -11,8 +11,10 @@ from torch import Tensor, fx
 from fxquant.backends.x86.saturation import cpu_has_vnni, pair_sums_fit
 from fxquant.integer.bounds import largest_bias
 from fxquant.kernels.calls import operator_arguments
+from fxquant.meta import NODE_KEYS
 from fxquant.to_integer import Grid
 from passes import Rewriter, TensorInfo, tensor_info
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import get_tensor
 
 __all__ = ["Convolution", "clamp_range"]
@@ -128,11 +130,10 @@ class Convolution:
         if info is not None:
             shape = (info.shape[0], self.channels, *info.shape[2:])
             node.meta["tensor"] = TensorInfo(shape, info.dtype)
-        node.meta["grid"] = grid
         stood_for = place if name is None else like
-        for key in ("simulated", "channel_scale"):
-            if key in stood_for.meta and tensor_info(stood_for) == node.meta.get("tensor"):
-                node.meta[key] = stood_for.meta[key]
+        if tensor_info(stood_for) == tensor_info(node):
+            copy_meta(stood_for, node, "integers", table=NODE_KEYS)
+        node.meta["grid"] = grid
         return node
 
     def _argument(self, rewriter: Rewriter, like: fx.Node, path: str, name: str) -> Any:
