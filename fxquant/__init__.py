@@ -38,7 +38,7 @@ from fxquant.measure.compare_ops import compare_ops
 from fxquant.measure.evaluate import evaluate
 from fxquant.measure.sensitivity import measure as sensitivity
 from fxquant.qat.finetune import finetune
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.report.report import Report
 from fxquant.version import __version__
 

@@ -30,7 +30,7 @@ from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import CoverageRow, coverage
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report.dump import dump_stage
 from fxquant.report.report import Report, format_diff

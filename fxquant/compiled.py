@@ -15,7 +15,7 @@ from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import find_target, lower_checked
 from fxquant.errors import InputError
 from fxquant.plan.plan import make_plan
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.report.report import QuantizerRow, Report
 from fxquant.report.summary import check_summary
 from fxquant.simulate.quantizers import ActivationQuantizer

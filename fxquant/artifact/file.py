@@ -29,7 +29,7 @@ from fxquant.artifact.graph_json import GraphFormatError, decode_graph, encode_g
 from fxquant.artifact.packing import fits_four_bits, pack_four_bits, unpack_four_bits
 from fxquant.errors import ArtifactError
 from fxquant.metrics import Closeness
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.report.report import Report
 from passes import PassError
 from passes.infra.verify import flatten, run_and_annotate

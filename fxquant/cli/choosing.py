@@ -19,8 +19,8 @@ from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
 from fxquant.measure.auto_bits import auto_recipe, choose_bits, weight_bytes
 from fxquant.measure.sensitivity import Sensitivity
-from fxquant.recipe import named as recipes
-from fxquant.reconstruct import find_blocks
+from fxquant.recipe import names as recipe_names
+from fxquant.reconstruct import find_blocks, granularity
 from passes import format_tree
 
 AUTO = "auto"
@@ -85,7 +85,7 @@ def run_blocks(arguments: argparse.Namespace) -> Outcome:
     found = find_blocks(fused, recipe.reconstruction)
     data = {
         "model": arguments.model,
-        "granularity": recipe.reconstruction.unit,
+        "granularity": granularity(recipe.reconstruction),
         "blocks": [asdict(block) for block in found],
     }
     return Outcome(format_tree(found).rstrip(), data)
@@ -160,9 +160,9 @@ def run_recipes(arguments: argparse.Namespace) -> Outcome:
             named = option.upper() if option == "model" else f"--{option.replace('_', '-')}"
             raise InputError(f"{named} belongs to `fxquant recipes {AUTO} MODEL`")
     if arguments.name is None:
-        known = recipes.describe()
+        known = recipe_names.describe()
         table = tabulate(known.items(), tablefmt="plain")
-        return Outcome(f"{table}\n\n{recipes.grammar()}", known)
+        return Outcome(f"{table}\n\n{recipe_names.grammar()}", known)
     recipe = options.open_recipe(arguments.name, arguments.set)
     toml = recipe.to_toml()
     return Outcome(toml.rstrip(), {"name": recipe.name, "toml": toml})

@@ -16,7 +16,7 @@ from fxquant.data import ImageBatches
 from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
 from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.metrics import logits_of
-from fxquant.recipe.reconstruction import PUBLISHED
+from fxquant.recipe import learned_methods
 from passes.infra.listing import to_text
 
 
@@ -219,7 +219,7 @@ def _check_checkpoint(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> 
     if not recipe.reconstruction.learned:
         raise InputError(
             f"--checkpoint: recipe {recipe.name} learns nothing that could be resumed; "
-            f"{', '.join(PUBLISHED)} at the end of its name do"
+            f"{', '.join(learned_methods())} at the end of its name do"
         )
     options.check_destination("--checkpoint", arguments.checkpoint)
 

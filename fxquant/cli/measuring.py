@@ -17,7 +17,7 @@ from fxquant.measure.benchmark import Benchmark, benchmark
 from fxquant.measure.evaluate import evaluate
 from fxquant.measure.studies import STUDIES
 from fxquant.measure.sweep import sweep
-from fxquant.recipe.reconstruction import PUBLISHED
+from fxquant.recipe import learned_methods
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +170,9 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
     """Compile and measure one model with every setting of a study."""
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
-    learned = {"reconstruction.method": arguments.study} if arguments.study in PUBLISHED else {}
+    learned = (
+        {"reconstruction.method": arguments.study} if arguments.study in learned_methods() else {}
+    )
     calibration = options.open_calibration(arguments, recipe.replace(learned))
     if calibration is None:
         raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")

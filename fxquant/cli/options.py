@@ -16,7 +16,7 @@ from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batch
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
 from fxquant.errors import InputError, ModelError
 from fxquant.frontend.models import load_model
-from fxquant.recipe.reconstruction import PUBLISHED
+from fxquant.reconstruct import find_method
 
 RANDOM = "random"
 IMAGES = 250
@@ -263,8 +263,9 @@ def _observes_values(recipe: fxquant.Recipe) -> bool:
 
 def _default_images(recipe: fxquant.Recipe) -> int:
     settings = recipe.reconstruction
-    paper = PUBLISHED.get(settings.method)
-    return IMAGES if paper is None else settings.images or paper.images
+    if not settings.learned:
+        return IMAGES
+    return settings.images or find_method(settings.method).published.images
 
 
 def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:

@@ -11,8 +11,7 @@ import numpy as np
 
 from fxquant.errors import RecipeError, nearest
 from fxquant.measure.sensitivity import Effect, Sensitivity
-from fxquant.recipe.recipe import Recipe
-from fxquant.recipe.tables import Override
+from fxquant.recipe import Override, Recipe
 
 __all__ = ["auto_recipe", "choose_bits", "weight_bytes"]
 

@@ -19,7 +19,7 @@ from fxquant.measure.tables import decibels, finite, percent, table
 from fxquant.metrics import Closeness, first_tensor
 from fxquant.plan.operations import Kind, classify, is_curved
 from fxquant.plan.residual import ResidualStream
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.simulate.calibrate import CalibrationSet
 
 __all__ = ["FORMS", "OperationCost", "OperationCosts", "compare_ops"]

@@ -20,7 +20,7 @@ from fxquant.errors import CalibrationError, FxquantError, ModelError, RecipeErr
 from fxquant.measure.tables import finite, table
 from fxquant.measure.widths import What, Widths
 from fxquant.metrics import Closeness, first_tensor, labels_of
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.simulate.calibrate import CalibrationSet
 
 __all__ = ["Effect", "Sensitivity", "measure"]

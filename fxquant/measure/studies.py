@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.recipe.recipe import Override, Recipe
+from fxquant.recipe import Override, Recipe
 
 __all__ = ["COLUMNS", "STUDIES", "Setting", "start_points"]
 

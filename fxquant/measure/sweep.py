@@ -26,7 +26,7 @@ from fxquant.measure.studies import COLUMNS, STUDIES, Setting
 from fxquant.measure.tables import decibels, percent, table
 from fxquant.metrics import Batch, labels_of
 from fxquant.qat.finetune import finetune
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 
 LATENCY_ROUNDS = 5
 

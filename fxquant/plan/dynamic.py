@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from fxquant.errors import RecipeError
 from fxquant.plan.operations import layer_of
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.spec import QuantSpec
 from passes import TensorInfo, tensor_info
 

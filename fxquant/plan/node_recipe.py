@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.plan.operations import layer_of
-from fxquant.recipe.recipe import OperationRecipe, Recipe
+from fxquant.recipe import OperationRecipe, Recipe
 from fxquant.spec import QuantSpec
 from passes import module_path
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
 from fxquant import integer
 from fxquant.plan.operations import Kind
-from fxquant.recipe.recipe import OperationRecipe
+from fxquant.recipe import OperationRecipe
 from fxquant.spec import QParams
 
 __all__ = ["Builder", "IntegerForm", "Produced", "execute", "form_of"]

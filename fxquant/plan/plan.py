@@ -20,7 +20,7 @@ from fxquant.plan.nonlinear import IntegerForm, form_of
 from fxquant.plan.operations import Kind, classify, data_operands, is_curved
 from fxquant.plan.residual import ResidualStream
 from fxquant.plan.value_sites import Decisions, ValuePlanner, ValueSite
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.spec import QuantSpec
 from passes import module_path, tensor_info
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxquant.plan.operations import layer_of
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from passes import (
     Canonicalize,
     DecomposeAttention,

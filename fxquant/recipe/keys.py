@@ -1,211 +1,277 @@
-"""The keys of a recipe's tables: what each may hold, and the message where it does not."""
+"""A recipe's tables are dataclasses whose fields say all about their key.
+
+What a key may hold follows from the annotation of its field, with the bounds of `key`; so do the
+message where it holds something else, how it is read and written, and the documentation.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from textwrap import fill
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from fxquant.errors import RecipeError, nearest
-from fxquant.spec import check_options, split_observer
 
+__all__ = ["Key", "Table", "check_keys", "is_table", "join", "key", "unknown_key"]
+
+Number = int | float
 Check = Callable[[object], str | None]
+"""What is wrong with a value, as the end of a sentence, or None."""
 
 
-def _one_of(*values: object) -> Check:
-    shown = [json.dumps(value) for value in values]
-    expected = f"must be {', '.join(shown[:-1])} or {shown[-1]}"
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Callable[[], Iterable[object]] | None = None,
+    check: Check | None = None,
+) -> Any:
+    """A field of a `Table`.
 
-    def check(value: object) -> str | None:
-        # True == 1 in Python; a recipe that says bits = true is a mistake.
-        same = any(value == known and type(value) is type(known) for known in values)
-        return None if same else expected
-
-    return check
-
-
-def _boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else "must be true or false"
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else "must be a text"
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(value: object) -> str | None:
-        right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if right else f"must be an integer from {low} to {high}"
-
-    return check
+    Args:
+        default: its value, or the class of a table whose defaults it takes.
+        meaning: what it says, for the documentation.
+        low, high: the bounds of a number.
+        choices: yields what it may be, where the annotation does not say so.
+        check: what else decides whether a value is right.
+    """
+    about = {"meaning": meaning, "low": low, "high": high, "choices": choices, "check": check}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
 
 
-def _number(low: float, high: float) -> Check:
-    def check(value: object) -> str | None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        right = number and low <= value <= high  # type: ignore[operator]
-        return None if right else f"must be a number from {low:g} to {high:g}"
+@dataclass(frozen=True)
+class Key:
+    """What a table says of one of its keys.
 
-    return check
+    Attributes:
+        name: of the field.
+        meaning: for the documentation.
+        check: what is wrong with a value.
+        table: the class of the table, or of the tables in a list, that it holds.
+        listed: it holds a list.
+    """
 
+    name: str
+    meaning: str
+    check: Check
+    table: type[Table] | None = None
+    listed: bool = False
 
-def _texts(value: object) -> str | None:
-    right = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return None if right else "must be a list of texts"
+    def read(self, value: Any, where: str) -> Any:
+        """A value as the dataclass holds it, from one of TOML or JSON."""
+        if self.table is None:
+            return tuple(value) if self.listed else value
+        if self.listed:
+            return tuple(self._table(item, f"{where}[{index}]") for index, item in enumerate(value))
+        return self._table(value, where)
 
+    def _table(self, value: Any, where: str) -> Table:
+        assert self.table is not None
+        return value if isinstance(value, Table) else self.table.from_dict(value, where)
 
-def _table(value: object) -> str | None:
-    return None if isinstance(value, Mapping) else "must be a table"
-
-
-def _tables(value: object) -> str | None:
-    right = isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
-    return None if right else "must be a list of tables"
-
-
-def _observer(value: object) -> str | None:
-    if not isinstance(value, str):
-        return "must be a text"
-    try:
-        split_observer(value)
-    except RecipeError as error:
-        return f"is an {error}"
-    return None
-
-
-Keys = Mapping[str, Check]
-
-WEIGHT_KEYS: Keys = {
-    "bits": _one_of(2, 3, 4, 5, 6, 7, 8, "float"),
-    "scheme": _one_of("symmetric", "affine"),
-    "granularity": _one_of("per_tensor", "per_channel"),
-    "observer": _observer,
-    "options": _table,
-    "reduce_range": _boolean,
-}
-ACTIVATION_KEYS: Keys = {
-    "bits": _one_of(2, 3, 4, 5, 6, 7, 8, 16, "float"),
-    "scheme": _one_of("symmetric", "affine"),
-    "observer": _observer,
-    "options": _table,
-    "one_sided": _boolean,
-    "depthwise": _one_of("per_tensor", "per_channel"),
-    "reduce_range": _boolean,
-}
-OPERATION_KEYS: Keys = {
-    "softmax": _one_of("float", "table", "i-vit", "log2"),
-    "softmax_bits": _one_of(8, 16),
-    "probabilities": _one_of("per_tensor", "per_row"),
-    "gelu": _one_of("float", "table", "i-vit"),
-    "functions": _one_of("float", "table"),
-    "layer_norm": _one_of("float", "i-vit", "integer", "power_of_two"),
-    "residual": _one_of("float", 8, 16),
-}
-CALIBRATION_KEYS: Keys = {
-    "source": _text,
-    "images": _integer(0, 10**9),
-    "batch_size": _integer(1, 10**6),
-    "preset": _text,
-}
-OVERRIDE_KEYS: Keys = {
-    "modules": _text,
-    "regex": _text,
-    "type": _text,
-    "position": _one_of("first", "last"),
-    "weights": _table,
-    "activations": _table,
-    "inputs": _table,
-    "operations": _table,
-}
-RECIPE_KEYS: Keys = {
-    "name": _text,
-    "fusion": _one_of("all", "blocks", "none"),
-    "fold_batch_norm": _boolean,
-    "requantization": _one_of("float", "dyadic"),
-    "equalize": _boolean,
-    "bias_correction": _boolean,
-    "reparameterize": _boolean,
-    "smooth_quant": _number(0.0, 1.0),
-    "split_outliers": _number(0.0, 1e6),
-    "start_at": _text,
-    "float": _texts,
-    "quantize_output": _boolean,
-    "dynamic": _boolean,
-    "input_bits": _one_of(8, 16, "float"),
-    "weights": _table,
-    "activations": _table,
-    "operations": _table,
-    "reconstruction": _table,
-    "calibration": _table,
-    "overrides": _tables,
-}
+    def write(self, value: Any) -> Any:
+        """A value for TOML or JSON."""
+        if self.table is not None:
+            return [item.to_dict() for item in value] if self.listed else value.to_dict()
+        if self.listed:
+            return list(value)
+        # Pairs, such as an observer's options, are a table.
+        if isinstance(value, tuple):
+            return {name: self.write(item) for name, item in value}
+        return value
 
 
-def check_keys(table: Mapping[str, Any], keys: Keys, where: str) -> None:
+@dataclass(frozen=True)
+class Table:
+    """Some keys with their values, checked whenever one is made.
+
+    Raises:
+        RecipeError: a value is wrong; names its key and what was expected.
+    """
+
+    where: ClassVar[str] = ""
+    """The dotted path of the table; ``""`` for the recipe itself."""
+
+    def __init_subclass__(cls) -> None:
+        lines = [
+            fill(
+                f"{name}: {value.metadata['meaning']}",
+                width=96,
+                initial_indent=" " * 4,
+                subsequent_indent=" " * 8,
+                break_on_hyphens=False,
+            )
+            for name, value in vars(cls).items()
+            if isinstance(value, Field)
+        ]
+        cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines, ""])
+
+    def __post_init__(self) -> None:
+        check_keys({entry.name: getattr(self, entry.name) for entry in fields(self)}, type(self))
+        for known in self.keys().values():
+            if known.listed:
+                object.__setattr__(self, known.name, tuple(getattr(self, known.name)))
+
+    @classmethod
+    @cache
+    def keys(cls) -> Mapping[str, Key]:
+        """All keys by name."""
+        # Names of the module, not of the class: `Recipe` has a key that is called float.
+        hints = get_type_hints(cls, globals() | vars(sys.modules[cls.__module__]))
+        return {entry.name: _key(entry, hints[entry.name]) for entry in fields(cls)}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], where: str | None = None) -> Self:
+        """A table from its values; keys that are missing take their defaults.
+
+        Raises:
+            RecipeError: a key is unknown or its value is wrong.
+        """
+        place = cls.where if where is None else where
+        check_keys(table, cls, place)
+        known = cls.keys()
+        return cls(**{name: known[name].read(table[name], join(place, name)) for name in table})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as dictionaries, lists and plain values, ready for JSON."""
+        return {name: known.write(getattr(self, name)) for name, known in self.keys().items()}
+
+
+def check_keys(table: Mapping[str, Any], kind: type[Table], where: str | None = None) -> None:
     """Refuse keys that are not known and values that their key may not hold.
 
     Args:
         table: the values.
-        keys: what is known.
-        where: the table's dotted path, ``""`` for the recipe itself.
+        kind: the table that knows the keys.
+        where: the table's dotted path; default that of `kind`.
 
     Raises:
         RecipeError: names the key, its value, what was expected, and the nearest known keys.
     """
-    for key, value in table.items():
-        if key not in keys:
-            raise RecipeError(unknown_key(key, keys, where))
-        complaint = keys[key](value)
+    place = kind.where if where is None else where
+    known = kind.keys()
+    for name, value in table.items():
+        if name not in known:
+            raise RecipeError(unknown_key(name, known, place))
+        complaint = known[name].check(value)
         if complaint:
-            raise RecipeError(f"{join(where, key)} {complaint}, got {value!r}")
-    if "observer" in keys and "observer" in table:
-        check_options(table["observer"], table.get("options", {}), join(where, "options"))
+            raise RecipeError(f"{join(place, name)} {complaint}, got {value!r}")
 
 
-def unknown_key(key: str, keys: Iterable[str], where: str) -> str:
+def unknown_key(name: str, known: Iterable[str], where: str) -> str:
     """The message for a key that a table does not have."""
-    known = list(keys)
-    hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
-    return f"unknown key {str(key)!r} in {where or 'the recipe'}{hint}"
+    known = list(known)
+    hint = nearest(str(name), known) or f"; known are {', '.join(known)}"
+    return f"unknown key {str(name)!r} in {where or 'the recipe'}{hint}"
 
 
-def join(where: str, key: str) -> str:
+def join(where: str, name: str) -> str:
     """The dotted path of a key in a table."""
-    return f"{where}.{key}" if where else key
+    return f"{where}.{name}" if where else name
 
 
-def to_toml(table: Mapping[str, Any]) -> str:
-    """A recipe's nested dictionaries as TOML that reads back equal."""
-    lines: list[str] = []
-    _write(table, "", lines)
-    return "\n".join(lines).strip() + "\n"
+# -- what a key may hold ---------------------------------------------------------------------
 
 
-def _write(table: Mapping[str, Any], where: str, lines: list[str]) -> None:
-    nested: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if (isinstance(value, Mapping) and key != "options") or _is_tables(value):
-            nested.append((key, value))
-        else:
-            lines.append(f"{key} = {_value(value)}")
-    for key, value in nested:
-        path = join(where, key)
-        for item in value if _is_tables(value) else [value]:
-            lines += ["", f"[[{path}]]" if _is_tables(value) else f"[{path}]"]
-            _write(item, path, lines)
+def is_table(value: object) -> str | None:
+    """The check of a key that holds a table, or the pairs of one."""
+    if isinstance(value, (Mapping, Table)):
+        return None
+    pairs = isinstance(value, tuple) and all(
+        isinstance(item, tuple) and len(item) == 2 for item in value
+    )
+    return None if pairs else "must be a table"
 
 
-def _is_tables(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+def _key(entry: Field[Any], hint: Any) -> Key:
+    about = entry.metadata
+    assert entry.default is not MISSING or entry.default_factory is not MISSING
+    listed = get_origin(hint) is tuple and get_args(hint)[-1] is ...
+    item = get_args(hint)[0] if listed else hint
+    table = item if isinstance(item, type) and issubclass(item, Table) else None
+    # `Options` and `Partial` are lists of pairs; they stand for tables.
+    listed = listed and get_origin(item) is not tuple
+    check = about["check"]
+    if check is None and table is not None:
+        check = _are_tables if listed else is_table
+    elif check is None:
+        check = _are_texts if listed else _check_of(hint, about)
+    return Key(entry.name, about["meaning"], check, table, listed)
 
 
-def _value(value: object) -> str:
-    if isinstance(value, Mapping):
-        pairs = ", ".join(f"{key} = {_value(item)}" for key, item in value.items())
-        return f"{{ {pairs} }}" if pairs else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, str):
-        # A TOML basic string is a JSON string, but for DEL, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+def _check_of(hint: Any, about: Mapping[str, Any]) -> Check:
+    if about["choices"] is not None:
+        return _one_of(about["choices"])
+    if hint is bool:
+        return _is_boolean
+    if hint is str:
+        return _is_text
+    if about["low"] is not None:
+        integer = hint is int
+        return _within(about["low"], about["high"], integer=integer)
+    return _one_of(lambda: _literals(hint))
+
+
+def _literals(hint: Any) -> tuple[object, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(value for part in get_args(hint) for value in _literals(part))
+    raise TypeError(f"a key of type {hint} needs bounds, choices or a check of its own")
+
+
+def _one_of(choices: Callable[[], Iterable[object]]) -> Check:
+    def check(value: object) -> str | None:
+        known = list(choices())
+        # True == 1 in Python; a recipe that says bits = true is a mistake.
+        if any(value == other and type(value) is type(other) for other in known):
+            return None
+        shown = [json.dumps(other) for other in known]
+        return f"must be {', '.join(shown[:-1])} or {shown[-1]}"
+
+    return check
+
+
+def _within(low: float, high: float, *, integer: bool) -> Check:
+    article = "an integer" if integer else "a number"
+    bounds = f"{_shown(low)} to {_shown(high)}"
+
+    def check(value: object) -> str | None:
+        number = isinstance(value, int if integer else (int, float))
+        right = number and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator]
+        return None if right else f"must be {article} from {bounds}"
+
+    return check
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _is_boolean(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
+def _is_text(value: object) -> str | None:
+    return None if isinstance(value, str) else "must be a text"
+
+
+def _are_texts(value: object) -> str | None:
+    right = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return None if right else "must be a list of texts"
+
+
+def _are_tables(value: object) -> str | None:
+    right = isinstance(value, (list, tuple)) and all(
+        isinstance(item, (Mapping, Table)) for item in value
+    )
+    return None if right else "must be a list of tables"

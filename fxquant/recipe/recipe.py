@@ -2,122 +2,90 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fxquant.errors import RecipeError, nearest
-from fxquant.recipe import keys as recipe_keys
-from fxquant.recipe.keys import check_keys, join, unknown_key
-from fxquant.recipe.reconstruction import PUBLISHED, RECONSTRUCTION_KEYS, ReconstructionRecipe
+from fxquant.errors import RecipeError
+from fxquant.recipe import changes as recipe_changes
+from fxquant.recipe import names
+from fxquant.recipe.keys import Number, Table, key
+from fxquant.recipe.override import Changed, Override, merge
+from fxquant.recipe.reconstruction import ReconstructionRecipe
 from fxquant.recipe.selector import Selector
 from fxquant.recipe.tables import (
     ActivationRecipe,
     CalibrationRecipe,
     OperationRecipe,
-    Override,
-    Table,
     WeightRecipe,
-    merge,
-    plain,
-    shallow,
 )
+from fxquant.recipe.toml import to_toml
 from fxquant.spec import QuantSpec
 
-__all__ = [
-    "GRAMMAR",
-    "METHODS",
-    "ActivationRecipe",
-    "CalibrationRecipe",
-    "OperationRecipe",
-    "Override",
-    "Recipe",
-    "ReconstructionRecipe",
-    "Selector",
-    "WeightRecipe",
-]
-
-METHODS = ("gptq", *PUBLISHED)
-"""What may stand at the end of a recipe's name: how weights are rounded."""
-
-_FORM = r"w([2-8])a([2-8]|16|32)(|_head_stem8|_first_last8)"
-GRAMMAR = "w{2..8}a{2..8|16|32}[_head_stem8|_first_last8]"
-"""The names that need no file, before the method."""
-
-_TABLES: dict[str, tuple[Any, recipe_keys.Keys]] = {
-    "weights": (WeightRecipe, recipe_keys.WEIGHT_KEYS),
-    "activations": (ActivationRecipe, recipe_keys.ACTIVATION_KEYS),
-    "operations": (OperationRecipe, recipe_keys.OPERATION_KEYS),
-    "reconstruction": (ReconstructionRecipe, RECONSTRUCTION_KEYS),
-    "calibration": (CalibrationRecipe, recipe_keys.CALIBRATION_KEYS),
-}
+__all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to quantize and how.
+class Recipe(Table):
+    """What to quantize and how."""
 
-    Attributes:
-        name: for reports.
-        fusion: where activations and residuals are fused into layers: ``all``, only inside
-            residual ``blocks``, or ``none``.
-        fold_batch_norm: fold batch norms into their layer.
-        requantization: between integers, ``float`` multipliers or ``dyadic`` ones, f / 2^e. With
-            dyadic ones no float tensor is left between the input's quantizer and the output.
-        equalize: cross-layer equalization before quantization.
-        bias_correction: correct biases by what rounding the weights does to each output's mean.
-        reparameterize: fold a scale and zero point for each channel of a LayerNorm's output into
-            the linear layers that read it (RepQ-ViT).
-        smooth_quant: the share of the activations' range that moves into the weights of the
-            layers behind a LayerNorm (SmoothQuant's alpha); 0: none.
-        split_outliers: compute a few hidden channels of an MLP apart where the others' range is
-            this many times smaller without them; 0: never.
-        start_at: a module path or glob: what runs before it stays float. ``""``: everything.
-        float: selectors of modules that stay float; see `Selector.parse`.
-        quantize_output: quantize the model's outputs too.
-        dynamic: quantize the inputs of linear and recurrent layers at run time, nothing else.
-        input_bits: 8, 16 or ``"float"`` for the model's inputs.
-        weights, activations, operations, reconstruction, calibration: their tables.
-        overrides: per-module changes; later ones win.
-
-    Raises:
-        RecipeError: a value is wrong; names its key and what was expected.
-    """
-
-    name: str = "custom"
-    fusion: Literal["all", "blocks", "none"] = "all"
-    fold_batch_norm: bool = True
-    requantization: Literal["float", "dyadic"] = "float"
-    equalize: bool = False
-    bias_correction: bool = False
-    reparameterize: bool = False
-    smooth_quant: float | int = 0.0
-    split_outliers: float | int = 0.0
-    start_at: str = ""
-    float: tuple[str, ...] = ()
-    quantize_output: bool = False
-    dynamic: bool = False
-    input_bits: int | Literal["float"] = 8
-    weights: WeightRecipe = field(default_factory=WeightRecipe)
-    activations: ActivationRecipe = field(default_factory=ActivationRecipe)
-    operations: OperationRecipe = field(default_factory=OperationRecipe)
-    reconstruction: ReconstructionRecipe = field(default_factory=ReconstructionRecipe)
-    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
-    overrides: tuple[Override, ...] = ()
+    name: str = key("custom", "for reports.")
+    fusion: Literal["all", "blocks", "none"] = key(
+        "all",
+        "where activations and residuals are fused into layers: all, only inside residual blocks, "
+        "or none.",
+    )
+    fold_batch_norm: bool = key(True, "fold batch norms into their layer.")
+    requantization: Literal["float", "dyadic"] = key(
+        "float",
+        "between integers, float multipliers or dyadic ones, f / 2^e. With dyadic ones no float "
+        "tensor is left between the input's quantizer and the output.",
+    )
+    equalize: bool = key(False, "cross-layer equalization before quantization.")
+    bias_correction: bool = key(
+        False, "correct biases by what rounding the weights does to each output's mean."
+    )
+    reparameterize: bool = key(
+        False,
+        "fold a scale and zero point for each channel of a LayerNorm's output into the linear "
+        "layers that read it (RepQ-ViT).",
+    )
+    smooth_quant: Number = key(
+        0.0,
+        "the share of the activations' range that moves into the weights of the layers behind a "
+        "LayerNorm (SmoothQuant's alpha); 0: none.",
+        low=0.0,
+        high=1.0,
+    )
+    split_outliers: Number = key(
+        0.0,
+        "compute a few hidden channels of an MLP apart where the others' range is this many times "
+        "smaller without them; 0: never.",
+        low=0.0,
+        high=1e6,
+    )
+    start_at: str = key(
+        "", 'a module path or glob: what runs before it stays float. "": everything.'
+    )
+    float: tuple[str, ...] = key((), "selectors of modules that stay float; see `Selector.parse`.")
+    quantize_output: bool = key(False, "quantize the model's outputs too.")
+    dynamic: bool = key(
+        False, "quantize the inputs of linear and recurrent layers at run time, nothing else."
+    )
+    input_bits: Literal[8, 16, "float"] = key(8, "of the model's inputs.")
+    weights: WeightRecipe = key(WeightRecipe, "see `WeightRecipe`.")
+    activations: ActivationRecipe = key(ActivationRecipe, "see `ActivationRecipe`.")
+    operations: OperationRecipe = key(OperationRecipe, "see `OperationRecipe`.")
+    reconstruction: ReconstructionRecipe = key(ReconstructionRecipe, "see `ReconstructionRecipe`.")
+    calibration: CalibrationRecipe = key(CalibrationRecipe, "see `CalibrationRecipe`.")
+    overrides: tuple[Override, ...] = key((), "per-module changes; later ones win.")
 
     def __post_init__(self) -> None:
-        scalars = {
-            key: value for key, value in shallow(self).items() if key not in (*_TABLES, "overrides")
-        }
-        check_keys(scalars, recipe_keys.RECIPE_KEYS, "")
+        super().__post_init__()
         if self.requantization == "dyadic" and self.dynamic:
             raise RecipeError('requantization = "dyadic" is static: set dynamic = false')
-        object.__setattr__(self, "float", tuple(self.float))
-        object.__setattr__(self, "overrides", tuple(self.overrides))
         for text in self.float:
             Selector.parse(text)
         if self.start_at:
@@ -135,7 +103,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A recipe that comes with fxquant; `fxquant.recipe.named.names` lists the files.
+        """A recipe that comes with fxquant; `fxquant.recipe.names` lists those that have a file.
 
         Others follow from their names: ``w3a32``, ``w2a4_head_stem8``, ``w4a4_first_last8`` are
         the file of the same form with other bits; a method of rounding at the end, as in
@@ -144,39 +112,8 @@ class Recipe:
         Raises:
             RecipeError: there is none of this name; says the nearest.
         """
-        base, method = name, ""
-        for ending in METHODS:
-            if name.endswith(f"_{ending}"):
-                base, method = name.removesuffix(f"_{ending}"), ending
-        recipe = cls._from_file_or_grammar(base)
-        if recipe is None:
-            known = _file_names()
-            start = name.rpartition("_")[0]
-            begun = start if cls._from_file_or_grammar(start) is not None else ""
-            offered = [*known, *(f"{begun}_{method}" for method in METHODS if begun)]
-            raise RecipeError(
-                f"unknown recipe {name!r}: known are {', '.join(known)} and {GRAMMAR}, each also "
-                f"with {', '.join(f'_{method}' for method in METHODS)} behind it"
-                f"{nearest(name, offered)}"
-            )
-        changes = {"reconstruction.method": method} if method else {}
-        return replace(recipe.replace(changes), name=name)
-
-    @classmethod
-    def _from_file_or_grammar(cls, name: str) -> Recipe | None:
-        known = _file_names()
-        bits: dict[str, Any] = {}
-        file = name
-        form = re.fullmatch(_FORM, name)
-        if name not in known and form is not None:
-            floats = form[2] == "32"
-            bits = {"weights.bits": int(form[1])}
-            bits |= {} if floats else {"activations.bits": int(form[2])}
-            file = f"w4a4{form[3]}" if form[3] else "w4a32" if floats else "w4a8"
-        if file not in known:
-            return None
-        text = (resources.files("fxquant.recipe.named") / f"{file}.toml").read_text("utf-8")
-        return cls.from_dict({"name": name, **tomllib.loads(text)}).replace(bits)
+        table, changes = names.resolve(name)
+        return replace(cls.from_dict(table).replace(changes), name=name)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -196,39 +133,9 @@ class Recipe:
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
-        """A recipe from nested dictionaries; keys that are missing take their defaults.
-
-        Raises:
-            RecipeError: a key is unknown or its value is wrong.
-        """
-        check_keys(table, recipe_keys.RECIPE_KEYS, "")
-        values = dict(table)
-        for name, (kind, keys) in _TABLES.items():
-            if name in values:
-                check_keys(values[name], keys, name)
-                values[name] = kind(**values[name])
-        if "overrides" in values:
-            values["overrides"] = tuple(
-                Override.from_dict(item, f"overrides[{index}]")
-                for index, item in enumerate(values["overrides"])
-            )
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All keys as nested dictionaries of plain values, ready for JSON."""
-        table = shallow(self)
-        table["float"] = list(self.float)
-        for name in _TABLES:
-            table[name] = plain(getattr(self, name))
-        table["reconstruction"]["blocks"] = list(self.reconstruction.blocks)
-        table["overrides"] = [override.to_dict() for override in self.overrides]
-        return table
-
     def to_toml(self) -> str:
         """All keys as TOML; `from_toml` gives an equal recipe back."""
-        return recipe_keys.to_toml(self.to_dict())
+        return to_toml(self.to_dict())
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
         """A new recipe with some keys changed.
@@ -241,39 +148,10 @@ class Recipe:
             RecipeError: a path is unknown, with the nearest ones, or a value is wrong.
         """
         table = self.to_dict()
-        known = _dotted_paths(table)
-        for path, value in _flatten(changes):
-            *parents, last = path.split(".")
-            target: Any = table
-            for part in parents:
-                target = target.get(part) if isinstance(target, dict) else None
-            in_options = bool(parents) and parents[-1] == "options"
-            if not isinstance(target, dict) or (last not in target and not in_options):
-                raise RecipeError(unknown_key(path, known, "the recipe"))
-            if last == "observer" and value != target["observer"]:
-                target["options"] = {}
-            if path == "overrides" and isinstance(value, (list, tuple)):
-                value = [v.to_dict() if isinstance(v, Override) else v for v in value]
-            target[last] = value
+        recipe_changes.apply_changes(table, changes)
         return type(self).from_dict(table)
 
-    @staticmethod
-    def parse_assignment(text: str) -> tuple[str, Any]:
-        """``"weights.bits=4"`` as ``("weights.bits", 4)``.
-
-        The value is read as TOML; what is no TOML value is a text, so ``fusion=all`` needs no
-        quotes.
-
-        Raises:
-            RecipeError: there is no ``=`` or no key.
-        """
-        key, separator, value = text.partition("=")
-        if not separator or not key.strip():
-            raise RecipeError(f"{text!r} is no KEY=VALUE, such as weights.bits=4")
-        try:
-            return key.strip(), tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            return key.strip(), value.strip()
+    parse_assignment = staticmethod(recipe_changes.parse_assignment)
 
     # -- what it says about a module ---------------------------------------------------------
 
@@ -315,7 +193,7 @@ class Recipe:
 
     def _spec(
         self,
-        table: Table,
+        table: Changed,
         changes: Literal["weights", "activations", "inputs"],
         path: str,
         type_name: str,
@@ -373,31 +251,3 @@ class Recipe:
             Selector.parse(text).check(f"reconstruction.blocks[{index}]", names, types)
         for index, override in enumerate(self.overrides):
             override.selector.check(f"overrides[{index}]", names, types)
-
-
-def _file_names() -> list[str]:
-    folder = resources.files("fxquant.recipe.named")
-    names = (entry.name for entry in folder.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
-def _flatten(changes: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in changes.items():
-        path = join(where, key)
-        if isinstance(value, Mapping) and path.split(".")[-1] != "options":
-            flat += _flatten(value, path)
-        else:
-            flat.append((path, value))
-    # An observer drops the options of the one before it, so it must come before its own.
-    return sorted(flat, key=lambda item: not item[0].endswith(".observer"))
-
-
-def _dotted_paths(table: Mapping[str, Any], where: str = "") -> list[str]:
-    paths: list[str] = []
-    for key, value in table.items():
-        path = join(where, key)
-        paths.append(path)
-        if isinstance(value, dict):
-            paths += _dotted_paths(value, path)
-    return paths

@@ -2,5 +2,6 @@
 
 from fxquant.reconstruct.gptq import gptq
 from fxquant.reconstruct.loop import find_blocks, reconstruct
+from fxquant.reconstruct.method import find_method, granularity
 
-__all__ = ["find_blocks", "gptq", "reconstruct"]
+__all__ = ["find_blocks", "find_method", "gptq", "granularity", "reconstruct"]

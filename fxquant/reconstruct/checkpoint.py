@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from fxquant.errors import ArtifactError
-from fxquant.recipe.reconstruction import ReconstructionRecipe
+from fxquant.recipe import ReconstructionRecipe
 from fxquant.simulate.quantizers import AffineQuantizer, RoundedWeightQuantizer
 from passes import FusedLayer
 

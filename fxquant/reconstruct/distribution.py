@@ -12,18 +12,27 @@ over the training set, so that the fused graph can be asked without its batch no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.recipe.reconstruction import Schedule
 from fxquant.reconstruct.parallel import Share
 from passes import FusedLayer
 
-__all__ = ["batch_norm_statistics", "correct_inputs"]
+__all__ = ["Correction", "Statistics", "batch_norm_statistics", "correct_inputs"]
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How inputs are corrected: steps of Adam, its learning rate, and the statistics' weight."""
+
+    steps: int
+    learning_rate: float
+    weight: float
 
 
 def batch_norm_statistics(float_graph: fx.GraphModule) -> dict[str, tuple[Tensor, Tensor]]:
@@ -58,7 +67,7 @@ def correct_inputs(
     values: Mapping[str, Tensor],
     names: Sequence[str],
     statistics: Statistics,
-    schedule: Schedule,
+    correction: Correction,
     share: Share,
 ) -> dict[str, Tensor]:
     """A block's float inputs moved by Adam so that its layers' outputs fit their statistics.
@@ -67,7 +76,7 @@ def correct_inputs(
     over the values of `names`, of a chunk of images of all processes together.
     """
     moved = {name: values[name].clone() for name in names}
-    adam = torch.optim.Adam(list(moved.values()), lr=schedule.correction_learning_rate)
+    adam = torch.optim.Adam(list(moved.values()), lr=correction.learning_rate)
     outputs: dict[str, Tensor] = {}
     handles = []
     for path in statistics:
@@ -77,11 +86,11 @@ def correct_inputs(
     sizes = {name: values[name].square().sum().reshape(1) for name in names}
     share.sum(list(sizes.values()))
     try:
-        for _ in range(schedule.correction_steps):
+        for _ in range(correction.steps):
             for value in moved.values():
                 value.requires_grad_()
             loss = _statistics_loss(
-                block, {**values, **moved}, outputs, statistics, schedule, share
+                block, {**values, **moved}, outputs, statistics, correction, share
             )
             for name, value in moved.items():
                 loss = loss + (value - values[name]).square().sum() / sizes[name].clamp_min(1e-12)
@@ -101,7 +110,7 @@ def _statistics_loss(
     values: Mapping[str, Tensor],
     outputs: dict[str, Tensor],
     statistics: Statistics,
-    schedule: Schedule,
+    correction: Correction,
     share: Share,
 ) -> Tensor:
     """A value whose gradient is that of the loss over all processes' images."""
@@ -128,7 +137,7 @@ def _statistics_loss(
             distance = (found - mean.to(found)).square() + (spread - deviation.to(found)).square()
             slopes = torch.autograd.grad(distance.mean(), [found, square])
         for part, slope in zip(sums[3 * index : 3 * index + 2], slopes, strict=True):
-            loss = loss + schedule.correction_weight * (part * slope).sum() / count
+            loss = loss + correction.weight * (part * slope).sum() / count
     return loss
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CompileError, ModelError
-from fxquant.recipe.reconstruction import ReconstructionRecipe, Schedule
-from fxquant.recipe.selector import Selector
+from fxquant.recipe import ReconstructionRecipe, Selector
+from fxquant.reconstruct.block_in_training import BlockInTraining
 from fxquant.reconstruct.caches import Caches, Rows, room_for_values
 from fxquant.reconstruct.checkpoint import Checkpoint, digest
-from fxquant.reconstruct.distribution import batch_norm_statistics
 from fxquant.reconstruct.memory import give_back_memory, reused_memory
-from fxquant.reconstruct.objectives import Prediction, channel_dim, is_token_block
+from fxquant.reconstruct.method import Goal, Method, find_method, granularity
+from fxquant.reconstruct.objectives import channel_dim, is_token_block
 from fxquant.reconstruct.subgraph import (
     Part,
     Step,
@@ -28,9 +28,8 @@ from fxquant.reconstruct.subgraph import (
     order_steps,
     work_bytes,
 )
-from fxquant.reconstruct.targets import corrected_values, fisher_weights
+from fxquant.reconstruct.targets import fisher_weights
 from fxquant.reconstruct.train import BlockData, train_block
-from fxquant.reconstruct.trainable import TrainableBlock, on_device
 from fxquant.reconstruct.values import Values
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.simulate.quantizers.learned_step import can_learn, set_scale
@@ -49,7 +48,7 @@ def find_blocks(fused: fx.GraphModule, settings: ReconstructionRecipe) -> tuple[
     """
     named = [Selector.parse(text).matches for text in settings.blocks]
     try:
-        return partition_blocks(fused, settings.unit or "block", named)
+        return partition_blocks(fused, granularity(settings), named)
     except UnsupportedGraphError as error:
         raise ModelError(f"reconstruction: {error}") from error
 
@@ -79,7 +78,7 @@ def reconstruct(
         fused: the float graph with the same node names.
         data: batches of positional arguments; the first `settings.images` images count.
         settings: the method and its numbers.
-        float_graph: with its batch norms, whose statistics `pdquant` corrects inputs to.
+        float_graph: with its batch norms, for methods that look at their statistics.
         checkpoint: a file that is written after each block, and read where `resume` is true.
         resume: go on behind the blocks that `checkpoint` holds: the same bits as without a break.
         device: where blocks are computed.
@@ -97,11 +96,12 @@ def reconstruct(
     if not settings.learned:
         return []
     parts = find_blocks(fused, settings)
-    schedule = settings.schedule_for(macs_of(fused), len(parts), depthwise=has_depthwise(fused))
-    run = _Run(simulated, fused, parts, schedule)
+    learns = find_method(settings.method)
+    method = learns(settings, macs_of(fused), len(parts), depthwise=has_depthwise(fused))
+    run = _Run(simulated, fused, parts, method)
     room = room_for_values(settings.memory_gib, run.work())
     with reused_memory(), Caches(room) as caches:
-        values = Values(caches, schedule, torch.device(device))
+        values = Values(caches, method.settings.images, torch.device(device))
         run.read(values, data, float_graph, progress=progress)
         mark = digest(simulated, settings, [part.name for part in parts], values.sums)
         if resume and checkpoint is not None and checkpoint.exists():
@@ -118,28 +118,28 @@ class _Run:
         simulated: fx.GraphModule,
         fused: fx.GraphModule,
         blocks: Sequence[Block],
-        schedule: Schedule,
+        method: Method,
     ) -> None:
-        self.simulated, self.fused, self.schedule = simulated, fused, schedule
+        self.simulated, self.fused, self.method = simulated, fused, method
+        self.settings = method.settings
         self.done = Checkpoint("")
         self.notes: list[str] = []
         trained = [block for block in blocks if self._is_trained(block)]
         self.output = network_output(fused)
         tokens = self.output is not None and self._has_tokens(blocks, trained)
-        self.judges = self.schedule.temperature > 0 or self.schedule.fisher or tokens
-        if self.judges and self.output is None:
+        self.sees_prediction = method.sees_prediction or self.settings.fisher or tokens
+        if self.sees_prediction and self.output is None:
             raise CompileError(
                 "reconstruction: the network returns more than one tensor, so that its prediction "
                 "cannot be compared: choose brecq or qdrop without fisher"
             )
         self.rules = {block.name: block.rule for block in trained}
         names = set(self.rules)
-        self.steps = order_steps(fused, blocks, names, end=self.judges)
+        self.steps = order_steps(fused, blocks, names, end=self.sees_prediction)
         self.boundary = {step.output for step in self.steps} | {
             name for step in self.steps for name in step.inputs
         }
         self.seen: set[str] = set()
-        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _is_trained(self, block: Block) -> bool:
         return any(self._layer(path) is not None for path in block.layers)
@@ -169,8 +169,8 @@ class _Run:
             for step in self.steps
             if step.block is not None
         ]
-        whole = work_bytes(self.fused) if self.judges else 0.0
-        return self.schedule.batch_size * (max(sizes, default=0.0) + whole)
+        whole = work_bytes(self.fused) if self.sees_prediction else 0.0
+        return self.settings.batch_size * (max(sizes, default=0.0) + whole)
 
     def read(
         self,
@@ -186,17 +186,10 @@ class _Run:
         names = [node.name for node in self.fused.graph.nodes if node.op == "placeholder"]
         wanted = {name for step in self.steps for name in step.inputs}
         self.values.read(data, names, wanted)
-        if self.judges:
+        if self.sees_prediction:
             assert self.output is not None
             self.values.keep_logits(cut(self.fused, self.output, ()), self.output)
-        if self.schedule.correction_steps:
-            if float_graph is not None:
-                self.statistics = batch_norm_statistics(float_graph)
-            if not self.statistics:
-                self.notes.append(
-                    "reconstruction without distribution correction: there are no batch-norm "
-                    "statistics"
-                )
+        self.notes += self.method.prepare(float_graph)
 
     def go(self, done: Checkpoint) -> None:
         """Work through all steps, behind those that are done."""
@@ -225,43 +218,34 @@ class _Run:
         give_back_memory()
 
     def _reconstruct(self, step: Step, name: str, target: Part) -> None:
-        values, schedule = self.values, self.schedule
+        values, settings = self.values, self.settings
         part = cut(self.simulated, step.output, self.boundary)
         own = [path for path in _quantizers(part) if path not in self.seen]
-        block = TrainableBlock(
-            part, own if schedule.steps != "none" else [], schedule.drop, values.device
+        block = BlockInTraining(
+            part, own if settings.steps != "none" else [], settings.drop, values.device
         )
-        goal = values.floats[step.output]
-        example = goal.take(slice(0, 1))
+        example = values.floats[step.output].take(slice(0, 1))
         channels = channel_dim(target.module, example.dim())
         tokens = is_token_block(target.module, example.dim())
         before = values.error(part, step.output, channels)
         rest = self._rest(step)
         weights = None
-        if rest is not None and (tokens or schedule.fisher):
+        if rest is not None and (tokens or settings.fisher):
             weights = fisher_weights(values, part, rest, step.output, average=tokens)
-        floats, temporary = dict(values.floats), [weights] if isinstance(weights, Rows) else []
-        if self.statistics:
-            floats, goal, made = corrected_values(values, target, step.output, self.statistics)
-            temporary += made
+        floats, wanted, temporary = self.method.targets(values, target, step.output)
+        if isinstance(weights, Rows):
+            temporary.append(weights)
+        goal = Goal(values, floats, step.output, wanted, channels, weights, rest)
+        objective = self.method.objective(goal)
         try:
             result = train_block(
                 name,
                 block,
-                BlockData(
-                    images=values.images,
-                    inputs=values.sims,
-                    floats=floats,
-                    target=goal,
-                    channels=channels,
-                    weights=weights,
-                    logits=values.logits,
-                ),
-                schedule,
+                BlockData(values.images, values.sims, floats, objective),
+                self.method,
                 values.share,
-                prediction=self._prediction(step, rest),
                 device=values.device,
-                seed=_seed(schedule.seed, name),
+                seed=_seed(settings.seed, name),
                 progress=self.progress,
             )
         finally:
@@ -280,20 +264,9 @@ class _Run:
 
     def _rest(self, step: Step) -> Part | None:
         """What follows a block in the float network, where its prediction is asked for."""
-        if not self.judges or self.output is None or step.output == self.output:
+        if not self.sees_prediction or self.output is None or step.output == self.output:
             return None
         return cut(self.fused, self.output, set(self.values.floats))
-
-    def _prediction(self, step: Step, rest: Part | None) -> Prediction | None:
-        if rest is None or not self.schedule.temperature:
-            return None
-        return Prediction(
-            on_device(rest.module, self.values.device),
-            rest.inputs.index(step.output),
-            tuple(name for name in rest.inputs if name != step.output),
-            self.schedule.temperature,
-            self.schedule.prediction_weight,
-        )
 
     def _apply(self, codes: dict[str, Tensor], scales: dict[str, Tensor]) -> None:
         for path, found in codes.items():

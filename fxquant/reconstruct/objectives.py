@@ -18,7 +18,6 @@ Weights have the mean 1, so that λ keeps its meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -30,7 +29,6 @@ from fxquant.reconstruct.parallel import Share
 from passes import FusedLayer
 
 __all__ = [
-    "Prediction",
     "average_fisher",
     "block_error",
     "channel_dim",
@@ -40,24 +38,6 @@ __all__ = [
     "scaled_fisher",
     "squared_gradient",
 ]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The float rest of the network behind a block, and how its output is judged.
-
-    `rest` takes the block's output at `position` among the float values named `others`.
-    """
-
-    rest: fx.GraphModule
-    position: int
-    others: tuple[str, ...]
-    temperature: float
-    weight: float
-
-    def __call__(self, y: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The network's output for a block's, and the values of `others`."""
-        return run_rest(self.rest, y, self.position, others)
 
 
 def channel_dim(block: fx.GraphModule, dims: int) -> int:

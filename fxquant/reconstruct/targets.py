@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Rows
-from fxquant.reconstruct.distribution import correct_inputs
+from fxquant.reconstruct.distribution import Correction, Statistics, correct_inputs
 from fxquant.reconstruct.objectives import average_fisher, scaled_fisher, squared_gradient
 from fxquant.reconstruct.subgraph import Part
-from fxquant.reconstruct.trainable import on_device
 from fxquant.reconstruct.values import CHUNK, Values
 
 __all__ = ["corrected_values", "fisher_weights"]
@@ -58,7 +57,7 @@ def fisher_weights(
 
 
 def corrected_values(
-    values: Values, target: Part, output: str, statistics: Mapping[str, tuple[Tensor, Tensor]]
+    values: Values, target: Part, output: str, statistics: Statistics, correction: Correction
 ) -> tuple[dict[str, Rows], Rows, list[Rows]]:
     """A block's float inputs and its target after distribution correction.
 
@@ -80,7 +79,7 @@ def corrected_values(
     for first in range(0, math.ceil(values.images / values.share.size), CHUNK):
         chunk = slice(min(first, values.held), min(first + CHUNK, values.held))
         inputs = {n: values.floats[n].take(chunk).to(values.device) for n in target.inputs}
-        moved = correct_inputs(module, inputs, floating, layers, values.schedule, values.share)
+        moved = correct_inputs(module, inputs, floating, layers, correction, values.share)
         for name in floating:
             made[name].write(chunk.start, moved[name].cpu())
     goal = values.compute(target, made, output)

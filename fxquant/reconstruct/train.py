@@ -12,17 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxquant.errors import CompileError
-from fxquant.recipe.reconstruction import Schedule
+from fxquant.recipe import ReconstructionRecipe
+from fxquant.reconstruct.block_in_training import BlockInTraining
 from fxquant.reconstruct.caches import Rows
-from fxquant.reconstruct.objectives import Prediction, block_error, prediction_error
+from fxquant.reconstruct.method import Method, Objective
 from fxquant.reconstruct.parallel import Share
-from fxquant.reconstruct.trainable import TrainableBlock
+from fxquant.reconstruct.schedule import beta
 
 __all__ = ["BlockData", "BlockResult", "train_block"]
 
 _SETTLED_AT = 1e-5  # the mean regularizer of a rounding below which training stops
 _REFRESH = 25  # iterations between two updates of the progress bar
-_STEP_LIMIT = 2e-3  # the share of a step size that an iteration may change, see Schedule
+# The share of a step size that an iteration may change in the adaptive schedule, whose short runs
+# with their larger learning rates need it on finely quantized values.
+_STEP_LIMIT = 2e-3
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,13 @@ class BlockData:
     Attributes:
         images: of all processes together.
         inputs: values of the simulated network so far; `floats`: of the float network.
-        target: the float block's output. `channels`: its channel dimension.
-        weights: of the squared errors: of every image (Rows), of all alike, or None.
-        logits: the float network's prediction, where the prediction counts.
+        objective: the error of the block's output, summed over some images.
     """
 
     images: int
     inputs: Mapping[str, Rows]
     floats: Mapping[str, Rows]
-    target: Rows
-    channels: int
-    weights: Rows | Tensor | None = None
-    logits: Rows | None = None
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,31 @@ class BlockResult:
 
 def train_block(
     name: str,
-    block: TrainableBlock,
+    block: BlockInTraining,
     data: BlockData,
-    schedule: Schedule,
+    method: Method,
     share: Share,
     *,
-    prediction: Prediction | None = None,
     device: torch.device,
     seed: int,
     progress: bool = False,
 ) -> BlockResult:
     """Train the roundings, and the steps where they are asked for, of one block in place.
 
-    The error is `block_error` and, with a `prediction`, its weight times `prediction_error`,
-    plus λ times the regularizer of all roundings. Ends early when the mean regularizer of a
-    rounding is below 1e-5: all are decided.
+    Minimizes the mean of the method's objective over the images of a batch plus λ times the
+    regularizer of all roundings. Ends early when the mean regularizer of a rounding is below 1e-5:
+    all are decided.
 
     Raises:
         CompileError: the loss is not finite; names the block.
     """
-    loop = _Loop(name, block, data, schedule, share, prediction, device, seed)
-    jointly = schedule.steps == "jointly"
-    total = schedule.iterations + (schedule.step_iterations if block.steps else 0)
+    loop = _Loop(name, block, data, method, share, device, seed)
+    jointly = method.settings.steps == "jointly"
+    total = method.settings.iterations + (method.step_iterations if block.steps else 0)
     with tqdm(total=total, desc=name, disable=not progress, leave=False, unit="it") as bar:
         block.learn_steps(jointly)
         result = loop.train_roundings(bar, with_steps=jointly)
-        if block.steps and schedule.step_iterations:
+        if block.steps and method.step_iterations:
             block.harden()
             block.learn_steps(True)
             loop.train_steps(bar)
@@ -93,32 +90,33 @@ class _Loop:
     def __init__(
         self,
         name: str,
-        block: TrainableBlock,
+        block: BlockInTraining,
         data: BlockData,
-        schedule: Schedule,
+        method: Method,
         share: Share,
-        prediction: Prediction | None,
         device: torch.device,
         seed: int,
     ) -> None:
-        self.name, self.block, self.data, self.schedule = name, block, data, schedule
-        self.share, self.prediction, self.device = share, prediction, device
+        self.name, self.block, self.data, self.method = name, block, data, method
+        self.settings, self.share, self.device = method.settings, share, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.batch = min(schedule.batch_size, data.images)
+        self.batch = min(self.settings.batch_size, data.images)
         self.roundings = list(block.roundings.values())
         self.count = sum(rounding.V.numel() for rounding in self.roundings)
 
     def train_roundings(self, bar: Any, *, with_steps: bool) -> BlockResult:
-        schedule = self.schedule
+        settings = self.settings
         variables = [rounding.V for rounding in self.roundings]
-        adam = torch.optim.Adam(variables, lr=schedule.learning_rate, fused=True)
-        steps = self._step_optimizer(schedule.iterations) if with_steps else None
+        adam = torch.optim.Adam(variables, lr=settings.learning_rate, fused=True)
+        steps = self._step_optimizer(settings.iterations) if with_steps else None
         parameters = variables + (steps.parameters if steps else [])
         error, iteration = 0.0, 0
-        for iteration in range(schedule.iterations):
+        for iteration in range(settings.iterations):
             loss, gradients = self._gradients(parameters, dropping=True)
-            beta = schedule.beta(iteration)
-            regularizer = None if beta is None else self._regularize(gradients, variables, beta)
+            exponent = beta(settings, iteration)
+            regularizer = (
+                None if exponent is None else self._regularize(gradients, variables, exponent)
+            )
             self.share.sum([*gradients, loss])
             error = self._check(loss, iteration)
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -136,8 +134,8 @@ class _Loop:
         return BlockResult(iteration + 1, error, settled)
 
     def train_steps(self, bar: Any) -> None:
-        steps = self._step_optimizer(self.schedule.step_iterations)
-        for iteration in range(self.schedule.step_iterations):
+        steps = self._step_optimizer(self.method.step_iterations)
+        for iteration in range(self.method.step_iterations):
             loss, gradients = self._gradients(steps.parameters, dropping=False)
             self.share.sum([*gradients, loss])
             error = self._check(loss, iteration)
@@ -171,22 +169,9 @@ class _Loop:
         return loss.detach().reshape(1), gradients
 
     def _loss(self, rows: Tensor) -> Tensor:
-        data = self.data
         if not len(rows):
             return torch.zeros(1, device=self.device)
-        y = self._run(rows)
-        weights = data.weights
-        if isinstance(weights, Rows):
-            weights = self._take(weights, rows)
-        loss = block_error(y, self._take(data.target, rows), data.channels, weights)
-        if self.prediction is not None:
-            assert data.logits is not None
-            read = [self._take(data.floats[name], rows) for name in self.prediction.others]
-            logits = self.prediction(y, read)
-            target = self._take(data.logits, rows)
-            kl = prediction_error(logits, target, self.prediction.temperature)
-            loss = loss + self.prediction.weight * kl
-        return loss / self.batch
+        return self.data.objective(self._run(rows), rows) / self.batch
 
     def _run(self, rows: Tensor) -> Tensor:
         data, block = self.data, self.block
@@ -197,19 +182,19 @@ class _Loop:
     def _take(self, part: Rows, rows: Tensor) -> Tensor:
         return part.take(rows).to(self.device)
 
-    def _regularize(self, gradients: list[Tensor], variables: list[Any], beta: float) -> float:
+    def _regularize(self, gradients: list[Tensor], variables: list[Any], exponent: float) -> float:
         """Add this process's part of the regularizer's gradient; returns the whole sum."""
         total = 0.0
-        scale = self.schedule.regularizer / self.share.size
+        scale = self.settings.regularizer / self.share.size
         for index, rounding in enumerate(self.roundings):
-            value = rounding.regularizer(beta)
+            value = rounding.regularizer(exponent)
             (slope,) = torch.autograd.grad(value, variables[index])
             gradients[index] = gradients[index].add(slope, alpha=scale)
             total += float(value.detach())
         return total
 
     def _step_optimizer(self, iterations: int) -> _Steps:
-        return _Steps(self.block, self.schedule, iterations)
+        return _Steps(self.block, self.settings, iterations)
 
     # -- checks and progress -------------------------------------------------------------------
 
@@ -245,13 +230,15 @@ class _Loop:
 class _Steps:
     """Adam for the step sizes, with a learning rate that falls as a cosine to 0."""
 
-    def __init__(self, block: TrainableBlock, schedule: Schedule, iterations: int) -> None:
+    def __init__(
+        self, block: BlockInTraining, settings: ReconstructionRecipe, iterations: int
+    ) -> None:
         self.steps = list(block.steps.values())
         self.parameters: list[Any] = [step.scale for step in self.steps]
         self.rates = []
         for step in self.steps:
-            rate = schedule.scale_learning_rate
-            if schedule.limits_steps:
+            rate = settings.scale_learning_rate
+            if settings.schedule == "adaptive":
                 rate = min(rate, _STEP_LIMIT * float(step.scale.detach()))
             self.rates.append(rate)
         groups = [

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import CalibrationError, CompileError
-from fxquant.recipe.reconstruction import Schedule
+from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Caches, Rows
 from fxquant.reconstruct.objectives import block_error
 from fxquant.reconstruct.parallel import Share
 from fxquant.reconstruct.subgraph import Part
-from fxquant.reconstruct.trainable import on_device
 
 __all__ = ["CHUNK", "SAMPLE", "Values"]
 
@@ -26,6 +25,11 @@ SAMPLE = 128  # images, of all processes together, that tell what all images are
 class Values:
     """What is known of every calibration image, by node name.
 
+    Args:
+        caches: where the values are kept.
+        most: images that are read at most.
+        device: where blocks are computed.
+
     Attributes:
         images: the number of images of all processes together; `held`: of this one.
         floats: values of the float network. sims: of the network quantized so far, before the
@@ -34,8 +38,8 @@ class Values:
         sums: of each batch of images that was read, by which others are told apart.
     """
 
-    def __init__(self, caches: Caches, schedule: Schedule, device: torch.device) -> None:
-        self.caches, self.schedule, self.device = caches, schedule, device
+    def __init__(self, caches: Caches, most: int, device: torch.device) -> None:
+        self.caches, self.most, self.device = caches, most, device
         self.share = Share.of_this_process()
         self.images = self.held = 0
         self.floats: dict[str, Rows] = {}
@@ -52,10 +56,9 @@ class Values:
             CalibrationError: there are no images.
             CompileError: an input does not hold one image a row.
         """
-        limit = self.schedule.images
-        room = math.ceil(limit / self.share.size)
+        room = math.ceil(self.most / self.share.size)
         for batch in data:
-            count = min(len(batch[0]), limit - self.images)
+            count = min(len(batch[0]), self.most - self.images)
             if count <= 0:
                 break
             kept = self.share.holds(self.images, count)

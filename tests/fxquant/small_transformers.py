@@ -13,7 +13,7 @@ from torchvision.models import SwinTransformer, VisionTransformer
 
 import fxquant
 from fxquant.compiled import CompiledModel
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 
 __all__ = ["Causal", "compiled_vit", "images", "swin", "vit"]
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import fxquant
 from fxquant.errors import CompileError
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from passes import masked_softmax
 from tests.fxquant.small_networks import module
 from tests.fxquant.small_transformers import Causal, compiled_vit, images, swin, vit

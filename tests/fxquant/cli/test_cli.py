@@ -14,7 +14,7 @@ from fxquant.cli import compiling, main
 from fxquant.cli.app import COMMANDS
 from fxquant.frontend.models import load_model
 from fxquant.measure.studies import FUSION, STUDIES
-from fxquant.recipe.recipe import GRAMMAR, METHODS
+from fxquant.recipe import GRAMMAR, METHODS
 
 NETWORK = """
 import torch

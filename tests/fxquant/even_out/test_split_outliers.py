@@ -16,7 +16,7 @@ from fxquant.errors import CalibrationError, RecipeError
 from fxquant.even_out.split_outliers import split_outlier_channels
 from fxquant.frontend.trace import trace
 from fxquant.plan.residual import ResidualStream
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from passes import (
     Canonicalize,
     FuseConvBnRelu,

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant.errors import CompileError, RecipeError
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.simulate.recurrent import QuantizeRecurrentWeights, recurrent_quantizers
 from passes.infra.verify import flatten
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.plan.value_sites import ValueSite
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from passes import Canonicalize, FuseConvBnRelu, Pipeline
 from tests.fxquant.small_networks import images, module
 from tests.passes.checking import float_graph

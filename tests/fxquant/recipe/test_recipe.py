@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxquant.errors import RecipeError
-from fxquant.recipe import named as recipes
-from fxquant.recipe.recipe import (
+from fxquant.recipe import (
     GRAMMAR,
     METHODS,
     ActivationRecipe,
@@ -23,6 +22,7 @@ from fxquant.recipe.recipe import (
     Recipe,
     Selector,
     WeightRecipe,
+    names,
 )
 from fxquant.spec import OBSERVERS, QuantSpec
 
@@ -38,15 +38,15 @@ TYPES = {
 # -- named recipes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", names.file_names())
 def test_named_recipe_opens_and_is_described(name: str) -> None:
     assert Recipe.named(name).name == name
-    assert len(recipes.describe()[name]) > 20
+    assert len(names.describe()[name]) > 20
 
 
 def test_the_promised_recipes_exist() -> None:
     promised = "w8a8 w8a8_x86 w8a32 w4a32 w4a8 w4a4_head_stem8 dynamic_w8a8"
-    assert set(promised.split()) <= set(recipes.names())
+    assert set(promised.split()) <= set(names.file_names())
 
 
 def test_unknown_name_offers_the_nearest() -> None:
@@ -74,14 +74,14 @@ def test_names_follow_a_grammar(
 
 
 def test_the_grammar_is_told_with_every_method() -> None:
-    told = recipes.grammar()
+    told = names.grammar()
     assert all(f"\n  {method}" in told for method in METHODS)
     with pytest.raises(RecipeError, match=re.escape(GRAMMAR)):
         Recipe.named("w4b8")
 
 
 def test_recipe_module_can_be_imported_on_its_own() -> None:
-    code = "import fxquant.recipe.named, fxquant.recipe.recipe as r; r.Recipe.named('w8a8')"
+    code = "from fxquant.recipe import Recipe; Recipe.named('w8a8')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -104,7 +104,7 @@ def test_head_and_stem_stay_in_8_bits() -> None:
 # -- reading and writing -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", names.file_names())
 def test_named_recipe_round_trips(name: str) -> None:
     recipe = Recipe.named(name)
     assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.frontend.trace import trace
 from fxquant.plan.plan import make_plan
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe import Recipe
 from fxquant.simulate.calibrate import CalibrationSet, calibrate
 from fxquant.simulate.quantize_weights import weight_quantizers
 from fxquant.simulate.quantizers import ActivationQuantizer

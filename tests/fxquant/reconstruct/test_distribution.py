@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.recipe.reconstruction import ReconstructionRecipe
+from fxquant.recipe import ReconstructionRecipe
 from fxquant.reconstruct.distribution import batch_norm_statistics, correct_inputs
+from fxquant.reconstruct.methods.pdquant import PDQuant
 from fxquant.reconstruct.parallel import Share
 from fxquant.reconstruct.subgraph import cut
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
@@ -42,16 +43,16 @@ def test_a_batch_norm_that_changes_nothing_remembers_nothing() -> None:
 def corrected(weight: float, **options: Any) -> tuple[Graphs, Tensor, Tensor, int]:
     """Graphs, images, the images corrected for the first layer, and the steps it took."""
     found = graphs(trained())
-    recipe = ReconstructionRecipe(method="pdquant", correction_weight=weight, **options)
-    schedule = recipe.schedule_for(1e6)
+    settings = ReconstructionRecipe(method="pdquant", correction_weight=weight, **options)
+    correction = PDQuant(settings, 1e6).correction
     (node,) = [n.name for n in found.fused.graph.nodes if n.op == "call_module"]
     part = cut(found.fused, node, ())
     part.module.requires_grad_(False)
     (name,) = part.inputs
     x = torch.randn(16, 3, 8, 8)
     statistics = batch_norm_statistics(found.float_graph)
-    moved = correct_inputs(part.module, {name: x}, part.inputs, statistics, schedule, Share())
-    return found, x, moved[name], schedule.correction_steps
+    moved = correct_inputs(part.module, {name: x}, part.inputs, statistics, correction, Share())
+    return found, x, moved[name], correction.steps
 
 
 def test_correction_moves_inputs_towards_the_statistics() -> None:

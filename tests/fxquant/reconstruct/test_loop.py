@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import ArtifactError, CalibrationError, CompileError, ModelError
-from fxquant.recipe.reconstruction import ReconstructionRecipe
+from fxquant.recipe import ReconstructionRecipe
 from fxquant.reconstruct import loop
 from fxquant.reconstruct.loop import reconstruct
 from fxquant.reconstruct.subgraph import macs_of

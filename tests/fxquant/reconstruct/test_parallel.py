@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fxquant.recipe.reconstruction import ReconstructionRecipe
+from fxquant.recipe import ReconstructionRecipe
 from fxquant.reconstruct.loop import reconstruct
 from fxquant.reconstruct.parallel import Share
 from tests.fxquant.reconstruct.graphs import graphs, state

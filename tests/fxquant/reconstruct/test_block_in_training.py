@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxquant.reconstruct.block_in_training import BlockInTraining
 from fxquant.reconstruct.subgraph import Part, cut
-from fxquant.reconstruct.trainable import TrainableBlock
 from passes.blocks.partition import partition_blocks
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
 
@@ -21,7 +21,7 @@ def test_untrained_and_without_dropping_it_computes_what_the_graph_does() -> Non
     (name,) = part.inputs
     x = torch.rand(4, 8, 8, 8)
     steps = [str(n.target) for n in part.module.graph.nodes if "quantizers" in str(n.target)]
-    block = TrainableBlock(part, steps, 0.5, CPU)
+    block = BlockInTraining(part, steps, 0.5, CPU)
     assert set(block.steps) == set(steps)
     block.harden()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_untrained_and_without_dropping_it_computes_what_the_graph_does() -> Non
 @pytest.mark.parametrize(("drop", "low", "high"), [(0.5, 0.45, 0.55), (1.0, 1.0, 1.0)])
 def test_values_are_float_with_the_probability(drop: float, low: float, high: float) -> None:
     part = residual(graphs())
-    block = TrainableBlock(part, [], drop, CPU)
+    block = BlockInTraining(part, [], drop, CPU)
     quantized, value = torch.zeros(4, 8, 8, 8), torch.ones(4, 8, 8, 8)
     with block.dropping(4, torch.arange(4), 1):
         share = float(block.drop(quantized, value).mean())
@@ -41,7 +41,7 @@ def test_values_are_float_with_the_probability(drop: float, low: float, high: fl
 
 
 def test_a_part_of_a_batch_drops_what_the_whole_batch_does() -> None:
-    block = TrainableBlock(residual(graphs()), [], 0.5, CPU)
+    block = BlockInTraining(residual(graphs()), [], 0.5, CPU)
     quantized, value = torch.zeros(6, 8, 4, 4), torch.ones(6, 8, 4, 4)
     with block.dropping(6, torch.arange(6), 3):
         whole = block.drop(quantized, value)
@@ -54,7 +54,7 @@ def test_all_dropped_it_computes_on_the_float_input() -> None:
     found = graphs(changes={"weights.bits": 8})
     part = residual(found)
     (name,) = part.inputs
-    block = TrainableBlock(part, [], 1.0, CPU)
+    block = BlockInTraining(part, [], 1.0, CPU)
     x, floats = torch.zeros(2, 8, 8, 8), torch.rand(2, 8, 8, 8)
     output = partition_blocks(found.fused, "block")[1].output
     target = cut(found.fused, output, {name}).module
@@ -71,5 +71,5 @@ def test_the_graph_it_is_made_from_stays_as_it_is() -> None:
     x = torch.rand(2, 8, 8, 8)
     with torch.no_grad():
         before = part.module(x)
-        TrainableBlock(part, ["quantizers.stem"], 0.5, CPU).harden()
+        BlockInTraining(part, ["quantizers.stem"], 0.5, CPU).harden()
         assert torch.equal(part.module(x), before)

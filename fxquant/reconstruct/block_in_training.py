@@ -20,10 +20,10 @@ from fxquant.simulate.quantizers import (
 from fxquant.simulate.quantizers.learned_rounding import LearnedRounding
 from fxquant.simulate.quantizers.learned_step import LearnedStep, can_learn
 
-__all__ = ["TrainableBlock", "on_device"]
+__all__ = ["BlockInTraining", "on_device"]
 
 
-class TrainableBlock:
+class BlockInTraining:
     """A copy of a part of the simulated graph whose quantizers learn.
 
     Args:

@@ -1,0 +1,1 @@
+"""Methods of learned rounding, a file for each; `fxquant.recipe.METHODS` says where."""
