@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CompileError
+from fxquant.plan.macs import multiply_accumulates
+from fxquant.plan.operations import layer_of
 from passes import FusedLayer, is_depthwise, tensor_info
 from passes.infra.meta import copy_meta
 
@@ -137,25 +139,10 @@ def order_steps(
     return steps[::-1]
 
 
-def macs_of(graph: fx.GraphModule) -> float:
+def macs_of(graph: fx.GraphModule) -> int:
     """Multiply-accumulates of convolutions and linear layers for one image."""
-    total, images = 0.0, 1
-    for node in graph.graph.nodes:
-        info = tensor_info(node)
-        if node.op == "placeholder" and info is not None and info.shape:
-            images = max(1, info.shape[0])
-        if node.op != "call_module" or info is None:
-            continue
-        module = graph.get_submodule(str(node.target))
-        layer: Any = module.layer if isinstance(module, FusedLayer) else module
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2:
-            transposed = type(layer).__name__.startswith("ConvTranspose")
-            source = tensor_info(node.all_input_nodes[0]) if transposed else info
-            outputs = weight.shape[0]
-            if source is not None:
-                total += math.prod(source.shape) * weight.numel() / outputs
-    return total / images
+    layers = (node for node in graph.graph.nodes if layer_of(node, graph) is not None)
+    return sum(multiply_accumulates(node, graph) for node in layers)
 
 
 def has_depthwise(graph: fx.GraphModule) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.plan.coverage import multiply_accumulates
+from fxquant.plan.macs import multiply_accumulates
 from fxquant.report.report import Report, colored
 from tests.fxquant.small_networks import Residual, compiled, conv_net, module
 
