@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def lower_checked(integer: fx.GraphModule, target: Target, probe: Sequence[Any])
         raise CompileError(_report(f"{target.name} yields other outputs than the integer graph"))
     graph = lowered.graph_module
     execution = target.execution(graph, probe)
-    notes += [*lowered.notes, *_kept_reference(graph, target.name), *execution.notes]
+    notes += [*lowered.notes, *_kept_reference(graph, target.name, wrong), *execution.notes]
     return Lowered(graph, execution.run, check, lowered.records, tuple(notes))
 
 
@@ -82,12 +82,16 @@ def _beyond(check: TargetCheck | None, target: Target) -> dict[str, tuple[str, i
     }
 
 
-def _kept_reference(lowered: fx.GraphModule, target: str) -> tuple[str, ...]:
-    """Which operators had no kernel of the target's: exact, but not fast."""
+def _kept_reference(
+    lowered: fx.GraphModule, target: str, wrong: Collection[str]
+) -> tuple[str, ...]:
+    """Which operators had no kernel of the target's, `wrong` apart: exact, but not fast."""
     kept = Counter(
         operation(node).removeprefix("fxquant.")
         for node in lowered.graph.nodes
-        if node.meta.get("kernel") == "reference" and operation(node).startswith("fxquant.")
+        if node.meta.get("kernel") == "reference"
+        and node.meta["integer"] not in wrong
+        and operation(node).startswith("fxquant.")
     )
     return tuple(
         f"{target} has no kernel for {count} x {name}: the reference operator runs, exact but slow"

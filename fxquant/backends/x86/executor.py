@@ -13,61 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.backends.x86 import kernels, scripted
-from fxquant.backends.x86.linear import RAW_LINEAR
-from fxquant.backends.x86.matmul import mean_product, product
-from passes import softmax_numerators, tensor_info
+from fxquant.backends.x86 import kernels
+from fxquant.backends.x86.traceable import traced
+from passes import tensor_info
 from passes.infra.verify import flatten
 
 __all__ = ["Executor", "with_traced_stretches"]
 
-Q: Any = torch.ops.quantized
 # Shorter stretches gain less than their own call costs.
 _FEWEST_CALLS = 4
-# What is called for the functions that set the engine, which the whole run does instead, and for
-# those that a trace cannot hold.
-_TRACED_AS: dict[Any, Any] = {
-    kernels.conv_add: Q.conv2d_add.default,
-    kernels.conv_add_relu: Q.conv2d_add_relu.default,
-    RAW_LINEAR: scripted.raw_linear,
-    kernels.as_quantized: scripted.as_quantized,
-    kernels.centered: scripted.centered,
-    kernels.codes: scripted.codes,
-}
-# Calls whose arguments are tensors and constants, and whose result depends on the batch size in
-# nothing but its shape.
-_TRACEABLE: set[Any] = {
-    *_TRACED_AS,
-    torch.quantize_per_tensor,
-    torch.clamp,
-    torch.clone,
-    torch.flatten,
-    torch.cat,
-    torch.channel_shuffle,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.layer_norm,
-    F.softmax,
-    F.gelu,
-    torch.add,
-    torch.mul,
-    torch.reshape,
-    torch.permute,
-    torch.transpose,
-    torch.roll,
-    operator.getitem,
-    product,
-    mean_product,
-    softmax_numerators,
-    kernels.add_rounded,
-    kernels.coarser,
-    kernels.rounded,
-}
-_TRACEABLE_NAMESPACES = ("quantized", "aten")
 
 
 class Executor:
@@ -170,11 +126,7 @@ def _is_traceable(node: fx.Node) -> bool:
         return False
     if any(n.op != "get_attr" and tensor_info(n) is None for n in node.all_input_nodes):
         return False
-    if node.op == "call_method":
-        return node.target in ("dequantize", "to")
-    if isinstance(node.target, torch._ops.OpOverload) and node.target not in _TRACED_AS:
-        return node.target.namespace in _TRACEABLE_NAMESPACES
-    return node.op == "call_function" and node.target in _TRACEABLE
+    return traced(node) is not None
 
 
 def _call_traced(
@@ -201,7 +153,7 @@ def _call_traced(
             if constant.op == "get_attr" and constant not in copies:
                 copies[constant] = part.node_copy(constant)
         copies[node] = part.node_copy(node, copies.__getitem__)
-        copies[node].target = _TRACED_AS.get(node.target, node.target)
+        copies[node].target = traced(node)
     part.output(tuple(copies[node] for node in outputs))
     path = f"stretch_{len(root._modules)}"
     module = fx.GraphModule(graph_module, part)

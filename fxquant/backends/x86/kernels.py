@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.backends.x86 import scripted
+from fxquant.backends.x86.traceable import traceable, traced_as
+
 __all__ = [
     "add_rounded",
     "as_quantized",
@@ -130,12 +133,15 @@ class _OneDnn:
 onednn = _OneDnn()
 
 
+# The whole run of a traced graph sets the engine, which these set for one call.
+@traced_as(_CONV_ADD)
 def conv_add(x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int) -> Tensor:
     """``conv2d(x) + residual`` on quantized tensors."""
     with onednn:
         return _CONV_ADD(x, residual, packed, scale, zero_point)  # type: ignore[no-any-return]
 
 
+@traced_as(_CONV_ADD_RELU)
 def conv_add_relu(
     x: Tensor, residual: Tensor, packed: Any, scale: float, zero_point: int
 ) -> Tensor:
@@ -146,6 +152,7 @@ def conv_add_relu(
         )
 
 
+@traced_as(scripted.codes)
 def codes(x: Tensor) -> Tensor:
     """The integers of a quint8 tensor, in its own memory: what `int_repr` copies, one by one.
 
@@ -156,6 +163,7 @@ def codes(x: Tensor) -> Tensor:
     )
 
 
+@traced_as(scripted.as_quantized)
 def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """A quint8 tensor of the integers of a uint8 tensor, in its memory: the way back of `codes`."""
     empty = torch._empty_affine_quantized(
@@ -164,21 +172,25 @@ def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
+@traced_as(scripted.centered)
 def centered(x: Tensor, zero_point: int) -> Tensor:
     """``float32(q - z)`` of uint8 codes, in one vectorized pass, which `to` and `sub` are not."""
     return as_quantized(x, 1.0, zero_point).dequantize()
 
 
+@traceable
 def rounded(real: Tensor, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     """Values in steps, which are written over, as codes of `dtype` in [low, high]."""
     return real.round_().add_(zero_point).clamp_(low, high).to(dtype)
 
 
+@traceable
 def coarser(x: Tensor, steps: Tensor) -> Tensor:
     """`x`, which is not written over, rounded to 8-bit multiples of each channel's step."""
     return x.div(steps).round_().clamp_(-128, 127).mul_(steps)
 
 
+@traceable
 def add_rounded(
     a: Tensor,
     a_zero_point: int,

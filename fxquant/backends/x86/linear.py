@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxquant.backends.x86 import kernels
+from fxquant.backends.x86 import kernels, scripted
 from fxquant.backends.x86.layers import float_bias
 from fxquant.backends.x86.lowering import Lowered, Lowering
+from fxquant.backends.x86.traceable import traced_as
 from fxquant.kernels.calls import operator_arguments
 from passes import tensor_info
 
@@ -25,7 +26,7 @@ __all__ = ["lower_activated_linear", "lower_linear", "raw_linear"]
 
 OPS: Any = torch.ops.fxquant
 Q: Any = torch.ops.quantized
-RAW_LINEAR: Any = torch.ops.onednn.qlinear_pointwise.default
+RAW_LINEAR: Any = traced_as(scripted.raw_linear)(torch.ops.onednn.qlinear_pointwise.default)
 
 # Measured on 1 to 197 rows and layers of 192 to 3072 channels: the raw operator starts ten
 # microseconds later.

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from fxquant.backends.x86 import kernels
 from fxquant.backends.x86.lowering import Lowered, Lowering
+from fxquant.backends.x86.traceable import traceable
 from fxquant.kernels.calls import operator_arguments
 from fxquant.to_integer import Grid
 from passes import masked_softmax, tensor_info
@@ -31,6 +32,7 @@ OPS: Any = torch.ops.fxquant
 _EXACT = 2**24
 
 
+@traceable
 def product(a: Tensor, b: Tensor, factor: float) -> Tensor:
     """``factor · (a @ b)`` of float32 tensors, broadcast like matmul."""
     if a.dim() < 3 or a.shape[:-2] != b.shape[:-2]:
@@ -62,6 +64,7 @@ def lower_matmul(lowering: Lowering, node: fx.Node) -> Lowered:
     return lowering.clamp(q, node, arguments["qmin"], arguments["qmax"])
 
 
+@traceable
 def mean_product(a: Tensor, b: Tensor, factor: float) -> Tensor:
     """``factor · (a @ b) / Σ a`` of float32 tensors; 0 for a row of zeros."""
     total = a.sum(-1, keepdim=True)

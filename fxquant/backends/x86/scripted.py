@@ -53,12 +53,12 @@ def raw_linear(*arguments: Any) -> Tensor:
 
 
 def codes(x: Tensor) -> Tensor:
-    """`x86_kernels.codes`; a layout that is not contiguous is copied, channels last is kept."""
+    """`kernels.codes`; a layout that is not contiguous is copied, channels last is kept."""
     return _keeping_channels_last(x, lambda y: _compiled().codes(y, _NUMBERS[torch.uint8]))
 
 
 def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """`x86_kernels.as_quantized`; layouts as in `codes`."""
+    """`kernels.as_quantized`; layouts as in `codes`."""
     number = _NUMBERS[torch.quint8]
     return _keeping_channels_last(
         x, lambda y: _compiled().as_quantized(y, scale, zero_point, number)
@@ -66,7 +66,7 @@ def as_quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def centered(x: Tensor, zero_point: int) -> Tensor:
-    """`x86_kernels.centered`."""
+    """`kernels.centered`."""
     return as_quantized(x, 1.0, zero_point).dequantize()
 
 

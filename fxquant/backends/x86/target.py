@@ -41,11 +41,13 @@ class X86:
     ) -> LoweredGraph:
         """The integer graph rewritten for the kernels, then lowered to calls of them.
 
-        The rewritten graph is ``meta["rewritten"]`` of the graph that comes out.
+        Where anything was rewritten, ``meta["rewritten"]`` of the graph that comes out is what it
+        was lowered from.
         """
         rewritten, records = rewrite(integer, example)
         lowered = lower_to_kernels(rewritten, keep)
-        lowered.meta["rewritten"] = rewritten
+        if any(record.modified for record in records):
+            lowered.meta["rewritten"] = rewritten
         return LoweredGraph(lowered, records)
 
     def check(

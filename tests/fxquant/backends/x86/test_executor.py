@@ -21,6 +21,7 @@ from tests.fxquant.backends.integer_graphs import (
     OPS,
     IntegerGraph,
 )
+from tests.fxquant.small_networks import Residual, compiled
 
 
 def lowered(graph: IntegerGraph, *outputs: fx.Node) -> fx.GraphModule:
@@ -117,6 +118,8 @@ def test_runs_the_graph_where_tracing_fails(monkeypatch: pytest.MonkeyPatch) -> 
     run = Executor(graph, (x,))
     assert torch.equal(run(x)[0], graph(x)[0])
     assert run._traced is None
+    (note,) = run.notes
+    assert note.endswith("from Python, which is slower: RuntimeError: gone from torch")
 
 
 def test_runs_the_graph_where_the_traced_values_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +139,16 @@ def test_runs_the_graph_where_the_traced_values_differ(monkeypatch: pytest.Monke
     run = Executor(graph, (x,))
     assert torch.equal(run(x)[0], graph(x)[0])
     assert run._traced is None
+    assert "what torch traced gives other values" in run.notes[0]
+
+
+def test_the_report_says_that_nothing_is_traced_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("gone from torch")
+
+    assert compiled(Residual()).report.target_notes == ()
+    monkeypatch.setattr(x86_executor, "_trace", fails)
+    assert "slower: RuntimeError: gone from torch" in str(compiled(Residual()).report)
 
 
 def test_the_engine_is_what_it_was_afterwards() -> None:
