@@ -24,10 +24,16 @@ from passes.infra.errors import (
     UnsupportedGraphError,
     VerificationError,
 )
-from passes.infra.fused_layer import ACTIVATIONS, FUSIBLE_LAYERS, FusedLayer, add_relu, is_depthwise
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
+from passes.layers.fused_layer import (
+    ACTIVATIONS,
+    FUSIBLE_LAYERS,
+    FusedLayer,
+    add_relu,
+    is_depthwise,
+)
 from passes.replace_integer_ops import ReplaceIntegerOps
 from passes.split_shared_modules import SplitSharedModules
 

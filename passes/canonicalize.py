@@ -22,10 +22,10 @@ from passes.canonical.spellings import (
     UNKNOWN_METHODS,
     Spelling,
 )
+from passes.canonical.values import is_number, is_size, is_tensor
 from passes.infra.base import Pass, PassResult, tensor_info
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
-from passes.infra.values import is_number, is_size, is_tensor
 
 __all__ = ["Canonicalize"]
 

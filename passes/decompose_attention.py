@@ -22,8 +22,8 @@ from passes.eliminate_noops import EliminateNoops
 from passes.fold_constants import FoldConstants
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.expansion import drop_unread, stored_reads
-from passes.infra.layers import call_sites, module_of
 from passes.infra.rewrite import Rewriter
+from passes.layers.questions import call_sites, module_of
 from passes.split_shared_modules import SplitSharedModules
 
 __all__ = ["DecomposeAttention"]

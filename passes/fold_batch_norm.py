@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
-from passes.infra.layers import (
+from passes.infra.rewrite import Rewriter
+from passes.layers.questions import (
     TRANSPOSED,
     call_sites,
     find_layer,
@@ -19,7 +20,6 @@ from passes.infra.layers import (
     why_not_layer,
     with_tensors,
 )
-from passes.infra.rewrite import Rewriter
 
 __all__ = ["BATCH_NORMS", "FoldBatchNorm", "channel_affine"]
 

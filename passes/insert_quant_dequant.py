@@ -12,9 +12,9 @@ from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.infer_ranges import InferRanges
 from passes.infra.base import Decline, Pass, PassResult
-from passes.infra.fused_layer import FusedLayer
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
+from passes.layers.fused_layer import FusedLayer
 
 __all__ = ["InsertQuantDequant", "QuantizerSite"]
 

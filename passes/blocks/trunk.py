@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from passes.blocks.flow import data_flow
-from passes.infra.fused_layer import add_relu
+from passes.layers.fused_layer import add_relu
 
 __all__ = ["InsideBlocks", "trunk"]
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from passes.canonical.values import is_tensor
 from passes.infra.base import module_path
 from passes.infra.errors import UnsupportedGraphError
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
-from passes.infra.values import is_tensor
 
 __all__ = ["functionalize", "with_item"]
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes.infra.base import TensorInfo, module_path, tensor_info
-from passes.infra.layers import call_sites
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter, get_tensor
+from passes.layers.questions import call_sites
 
 __all__ = [
     "Expansion",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from passes.attention.functions import masked_softmax, softmax_numerators
-from passes.infra.fused_layer import add_relu
+from passes.layers.fused_layer import add_relu
 from passes.ranges import intervals
 from passes.ranges.intervals import UNBOUNDED, Interval
 

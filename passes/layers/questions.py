@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from passes.infra.fused_layer import FUSIBLE_LAYERS
+from passes.layers.fused_layer import FUSIBLE_LAYERS
 
 __all__ = [
     "TRANSPOSED",

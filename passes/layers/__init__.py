@@ -1,0 +1,1 @@
+"""Convolutions and linear layers: what passes ask about them, and what fusing makes of them."""
