@@ -26,6 +26,7 @@ from passes.canonical.values import is_number, is_size, is_tensor
 from passes.infra.base import Pass, PassResult, tensor_info
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import module_of
 
 __all__ = ["Canonicalize"]
 
@@ -123,10 +124,9 @@ def _name_shapes(rewriter: Rewriter, node: fx.Node) -> None:
 
 def _canonical_call(node: fx.Node) -> _Call | None:
     """The canonical form of a call, or None where it is not known to have one."""
-    if node.op == "call_module":
-        owner = node.graph.owning_module
-        assert owner is not None
-        form = module_form(owner.get_submodule(str(node.target)))
+    module = module_of(node)
+    if module is not None:
+        form = module_form(module)
         if form is None:
             return None
         operands = node.args or tuple(node.kwargs.values())

@@ -21,9 +21,8 @@ from passes.canonicalize import Canonicalize
 from passes.eliminate_noops import EliminateNoops
 from passes.fold_constants import FoldConstants
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
-from passes.infra.expansion import drop_unread, stored_reads
 from passes.infra.rewrite import Rewriter
-from passes.layers.questions import call_sites, module_of
+from passes.infra.stored import call_sites, drop_unread, module_of, stored_reads
 from passes.split_shared_modules import SplitSharedModules
 
 __all__ = ["DecomposeAttention"]

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Pass, PassResult, tensor_info
-from passes.infra.rewrite import Rewriter, get_module
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import module_of
 
 __all__ = ["EliminateNoops"]
 
@@ -49,10 +50,8 @@ class EliminateNoops(Pass):
 
 def _unchanged_operand(node: fx.Node) -> fx.Node | None:
     source: Any = node.args[0] if node.args else node.kwargs.get("input")
-    if node.op == "call_module":
-        owner = node.graph.owning_module
-        assert owner is not None
-        module = get_module(owner, str(node.target))
+    module = module_of(node)
+    if module is not None:
         dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
         return source if dropout or type(module) is nn.Identity else None
     if node.op == "call_function" and node.target in (torch.cat,):

@@ -11,15 +11,9 @@ from torch import Tensor, fx, nn
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
-from passes.layers.questions import (
-    TRANSPOSED,
-    call_sites,
-    find_layer,
-    module_of,
-    only_user,
-    why_not_layer,
-    with_tensors,
-)
+from passes.infra.stored import call_sites, module_of
+from passes.layers.questions import TRANSPOSED, find_layer, only_user, why_not_layer
+from passes.layers.replace import with_tensors
 
 __all__ = ["BATCH_NORMS", "FoldBatchNorm", "channel_affine"]
 

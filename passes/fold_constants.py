@@ -14,8 +14,9 @@ from passes.canonical.functional_layers import make_layer_modules
 from passes.canonical.plain_values import PlainValues
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path
-from passes.infra.expansion import Expansion, drop_unread, stored_reads
-from passes.infra.rewrite import Rewriter, get_module, get_tensor
+from passes.infra.expansion import Expansion
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import call_sites, drop_unread, get_tensor, module_of, stored_reads
 
 __all__ = ["FoldConstants"]
 
@@ -100,7 +101,8 @@ class _Folder:
     def _is_known(self, node: fx.Node) -> bool:
         if any(user for user in node.users if _writes(user)):
             return False
-        if node.op == "call_module" and get_module(self.graph_module, str(node.target)).training:
+        module = module_of(node)
+        if module is not None and module.training:
             return False
         sources = node.all_input_nodes
         if not node.meta.get("tensor") and not any(source in self.values for source in sources):
@@ -185,17 +187,13 @@ def _writes(node: fx.Node) -> bool:
 
 def _owner(rewriter: Rewriter, node: fx.Node) -> str:
     """The module to store the result in: that of the node, unless it is a layer."""
-    path = module_path(node)
+    path, called = module_path(node), call_sites(rewriter.graph)
     while path:
         try:
-            module = get_module(rewriter.graph_module, path)
+            module = rewriter.graph_module.get_submodule(path)
         except AttributeError:
             module = None
-        called = any(
-            other.op == "call_module" and str(other.target) == path
-            for other in rewriter.graph.nodes
-        )
-        if module is not None and not called:
+        if module is not None and path not in called:
             return path
         path = path.rpartition(".")[0]
     return ""

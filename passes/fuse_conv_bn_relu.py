@@ -13,8 +13,9 @@ from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import call_sites
 from passes.layers.fused_layer import FusedLayer, add_relu
-from passes.layers.questions import call_sites, find_layer, only_user, why_not_layer
+from passes.layers.questions import find_layer, only_user, why_not_layer
 
 __all__ = ["FuseConvBnRelu", "fusible_activation"]
 

@@ -10,9 +10,8 @@ from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.infra.base import Pass, PassResult
-from passes.infra.rewrite import get_tensor
+from passes.infra.stored import get_tensor, module_of
 from passes.layers.fused_layer import FusedLayer
-from passes.layers.questions import module_of
 from passes.ranges.intervals import UNBOUNDED, Interval
 from passes.ranges.rules import RULES, range_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,11 +85,8 @@ class InsertQuantDequant(Pass):
     def _quantize_weight(rewriter: Rewriter, node: fx.Node, quantizer: nn.Module) -> None:
         path = str(node.target)
         module = rewriter.graph_module.get_submodule(path)
-        fused = copy.copy(module) if isinstance(module, FusedLayer) else FusedLayer(module)
-        # A shallow copy of a module shares its dictionaries; the stages must not.
-        fused._modules = dict(fused._modules)
-        fused.weight_quantizer = quantizer
-        rewriter.set_module(path, fused)
+        fused = module if isinstance(module, FusedLayer) else FusedLayer(module)
+        rewriter.set_module(path, fused.with_parts(weight_quantizer=quantizer))
 
     def _quantize_value(self, rewriter: Rewriter, node: fx.Node, site: QuantizerSite) -> None:
         first = node.name == site.nodes[0]

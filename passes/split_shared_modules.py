@@ -9,7 +9,8 @@ from typing import Any
 from torch import fx, nn
 
 from passes.infra.base import Pass, PassResult
-from passes.infra.rewrite import Rewriter, get_module
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import free_path
 
 __all__ = ["SplitSharedModules"]
 
@@ -34,14 +35,15 @@ class SplitSharedModules(Pass):
         calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
         for node in rewriter.graph.nodes:
             if node.op == "call_module":
-                calls[get_module(graph_module, str(node.target))].append(node)
+                calls[graph_module.get_submodule(str(node.target))].append(node)
         notes = []
         for module, nodes in calls.items():
             if len(nodes) == 1 or not _has_tensors(module):
                 continue
             path = str(nodes[0].target)
             for node in nodes[1:]:
-                _move(rewriter, node, _free_path(graph_module, path), _copy_sharing(module))
+                free = free_path(graph_module, path, suffixed=True)
+                _move(rewriter, node, free, _copy_sharing(module))
             notes.append(f"{path} is called {len(nodes)} times: a copy for each call")
         return PassResult(rewriter.finish(), notes=tuple(notes))
 
@@ -50,15 +52,6 @@ def _move(rewriter: Rewriter, node: fx.Node, path: str, module: nn.Module) -> No
     rewriter.set_module(path, module)
     node.target = path
     node.meta["module_path"] = path
-
-
-def _free_path(graph_module: fx.GraphModule, path: str) -> str:
-    owner, _, leaf = path.rpartition(".")
-    module = graph_module.get_submodule(owner)
-    number = 1
-    while hasattr(module, f"{leaf}_{number}"):
-        number += 1
-    return f"{path}_{number}"
 
 
 def _has_tensors(module: nn.Module) -> bool:

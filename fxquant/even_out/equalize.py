@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.plan.operations import layer_of
 from passes import FUSIBLE_LAYERS, FusedLayer
-from passes.infra.rewrite import set_module
+from passes.infra.stored import set_module
 
 __all__ = ["equalizable_pairs", "equalize"]
 

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fxquant.even_out.channel_walk import ChannelWalk, twice_the_batch
 from fxquant.plan.operations import layer_of
 from passes import Decline, FusedLayer
-from passes.infra.rewrite import set_module
+from passes.infra.stored import set_module
 
 __all__ = ["Migration", "Reader", "apply_migration", "declined_migrations", "find_migrations"]
 

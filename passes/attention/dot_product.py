@@ -9,8 +9,8 @@ from torch import fx
 
 from passes.attention.functions import scaled_matmul
 from passes.attention.masks import Masks, attend, causal_mask
-from passes.infra.base import tensor_info
-from passes.infra.expansion import Expansion, shape_of
+from passes.infra.base import shape_of, tensor_info
+from passes.infra.expansion import Expansion
 from passes.infra.rewrite import Rewriter
 
 __all__ = ["expand_baddbmm", "expand_dot_product_attention"]

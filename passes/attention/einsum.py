@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from passes.infra.expansion import Expansion, constant_value, shape_of
+from passes.infra.base import shape_of
+from passes.infra.expansion import Expansion
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import constant_value
 
 __all__ = ["expand_einsum"]
 

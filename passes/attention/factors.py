@@ -11,8 +11,8 @@ from torch import fx
 from passes.attention.functions import scaled_matmul
 from passes.canonical.plain_values import PlainValues
 from passes.infra.base import Decline, tensor_info
-from passes.infra.expansion import constant_value
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import constant_value
 
 __all__ = ["fold_factors"]
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from passes.attention.masks import HIDDEN, positions_left, soften
-from passes.infra.base import Decline, tensor_info
-from passes.infra.expansion import Expansion, constant_value, shape_of
+from passes.infra.base import Decline, shape_of, tensor_info
+from passes.infra.expansion import Expansion
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import constant_value
 
 __all__ = ["recognize_masks"]
 

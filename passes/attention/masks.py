@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from passes.attention.functions import masked_softmax, scaled_matmul
 from passes.infra.base import tensor_info
-from passes.infra.expansion import Expansion, constant_value
+from passes.infra.expansion import Expansion
+from passes.infra.stored import constant_value
 
 __all__ = ["HIDDEN", "Masks", "attend", "causal_mask", "positions_left", "soften"]
 

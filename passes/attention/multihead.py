@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes.attention.masks import Masks, attend, causal_mask
-from passes.infra.base import tensor_info
-from passes.infra.expansion import Expansion, make_linear, shape_of
+from passes.infra.base import shape_of, tensor_info
+from passes.infra.expansion import Expansion
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
+from passes.layers.replace import make_linear
 
 __all__ = ["expand_multihead_attention"]
 

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes.attention.masks import Masks, attend, soften
-from passes.infra.expansion import Expansion, constant_value, make_linear, shape_of
-from passes.infra.rewrite import Rewriter, get_tensor
+from passes.infra.base import shape_of
+from passes.infra.expansion import Expansion
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import constant_value, get_tensor
+from passes.layers.replace import make_linear
 
 __all__ = ["expand_patch_merging_pad", "expand_window_attention", "is_torchvision_swin"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from passes.infra.stored import module_of
 from passes.layers.fused_layer import FusedLayer
-from passes.layers.questions import module_of
 
 __all__ = ["Flow", "data_flow", "is_layer", "is_quantizer"]
 

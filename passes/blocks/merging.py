@@ -10,8 +10,8 @@ from passes.blocks.flow import Flow
 from passes.blocks.parts import Part, is_tensor
 from passes.blocks.paths import ancestors, is_below, path_depth
 from passes.infra.base import tensor_info
+from passes.infra.stored import module_of
 from passes.layers.fused_layer import FUSIBLE_LAYERS, FusedLayer
-from passes.layers.questions import module_of
 
 __all__ = ["merge_all", "merge_modules", "merge_resolutions"]
 

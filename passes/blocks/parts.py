@@ -12,7 +12,7 @@ from passes.blocks.paths import ancestors, common_path, path_depth
 from passes.blocks.single_exit import find_regions
 from passes.infra.base import module_path, tensor_info
 from passes.infra.errors import UnsupportedGraphError
-from passes.layers.questions import module_of
+from passes.infra.stored import module_of
 
 __all__ = ["ATTACHMENTS", "Attachment", "Part", "find_parts", "is_tensor", "named_parts"]
 

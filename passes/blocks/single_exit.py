@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from passes.blocks.flow import Flow, is_layer
+from passes.infra.stored import module_of
 from passes.layers.fused_layer import FusedLayer, add_relu
-from passes.layers.questions import module_of
 
 __all__ = ["SingleExit", "find_regions"]
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes.infra.base import Decline, tensor_info
-from passes.infra.rewrite import Rewriter, get_tensor
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import free_path, get_tensor
 
 __all__ = ["make_layer_modules"]
 
@@ -153,11 +154,7 @@ def _free_path(rewriter: Rewriter, node: fx.Node, given: dict[str, Any]) -> str:
     if owner and leaf in ("weight", "running_mean") and _holds_only(rewriter, owner, node):
         return owner
     base = f"{owner}.{node.name}" if owner and not owner.startswith(node.name) else node.name
-    path, number = base, 0
-    while _exists(root, path):
-        number += 1
-        path = f"{base}_{number}"
-    return path
+    return free_path(root, base)
 
 
 def _holds_only(rewriter: Rewriter, owner: str, node: fx.Node) -> bool:
@@ -167,14 +164,5 @@ def _holds_only(rewriter: Rewriter, owner: str, node: fx.Node) -> bool:
         if other.op == "call_module" and inside:
             return False
         if other.op == "get_attr" and inside and any(user is not node for user in other.users):
-            return False
-    return True
-
-
-def _exists(root: nn.Module, path: str) -> bool:
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name, None)
-        if value is None:
             return False
     return True

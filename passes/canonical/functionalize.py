@@ -15,6 +15,7 @@ from passes.infra.base import module_path
 from passes.infra.errors import UnsupportedGraphError
 from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import module_of
 
 __all__ = ["functionalize", "with_item"]
 
@@ -66,13 +67,6 @@ def functionalize(rewriter: Rewriter) -> None:
             _let_later_readers_see(rewriter, written, new)
 
 
-def _module(node: fx.Node) -> nn.Module | None:
-    owner = node.graph.owning_module
-    if node.op != "call_module" or owner is None:
-        return None
-    return owner.get_submodule(str(node.target))
-
-
 def _name(node: fx.Node) -> str:
     if node.op == "call_method":
         return str(node.target)
@@ -90,7 +84,7 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 
 def _writes_first_operand(node: fx.Node) -> bool:
-    module, name = _module(node), _name(node)
+    module, name = module_of(node), _name(node)
     if module is not None:
         inplace = vars(module).get("inplace") is True
         return inplace and not isinstance(module, nn.modules.dropout._DropoutNd)
@@ -105,7 +99,7 @@ def _writes_first_operand(node: fx.Node) -> bool:
 def _functional(rewriter: Rewriter, node: fx.Node, written: fx.Node) -> fx.Node:
     """The same operation without the write."""
     kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
-    module = _module(node)
+    module = module_of(node)
     if module is not None:
         vars(module)["inplace"] = False
         rewriter.modified = True
@@ -216,7 +210,7 @@ def _is_view(node: fx.Node) -> bool:
     if not node.args:
         return False
     if node.op == "call_module":
-        return isinstance(_module(node), (*_SAME_VALUE_MODULES, nn.Flatten, nn.Unflatten))
+        return isinstance(module_of(node), (*_SAME_VALUE_MODULES, nn.Flatten, nn.Unflatten))
     if node.target is operator.getitem:
         source = node.args[0]
         # Indexing by a tensor copies; indexing a shape yields no tensor.
@@ -236,9 +230,9 @@ def _whole_from_part(
     rewriter: Rewriter, whole: fx.Node, part: fx.Node, new: fx.Node
 ) -> fx.Node | None:
     """What `whole` holds after its view `part` was overwritten by `new`; None: no way."""
-    if _name(part) in _SAME_VALUE or isinstance(_module(part), _SAME_VALUE_MODULES):
+    if _name(part) in _SAME_VALUE or isinstance(module_of(part), _SAME_VALUE_MODULES):
         return new
-    if _name(part) in _RESHAPES or isinstance(_module(part), (nn.Flatten, nn.Unflatten)):
+    if _name(part) in _RESHAPES or isinstance(module_of(part), (nn.Flatten, nn.Unflatten)):
         size = rewriter.call_method("size", (whole,), like=new)
         call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (torch.reshape, (new,), {"shape": size})
     elif part.target is operator.getitem and _name(whole) not in _PIECES:

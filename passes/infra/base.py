@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-__all__ = ["Decline", "Pass", "PassResult", "TensorInfo", "module_path", "tensor_info"]
+__all__ = ["Decline", "Pass", "PassResult", "TensorInfo", "module_path", "shape_of", "tensor_info"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,9 @@ def tensor_info(node: Any) -> TensorInfo | None:
     """The one tensor that `node` yields on the probe inputs, or None."""
     info = node.meta.get("tensor") if isinstance(node, fx.Node) else None
     return info if isinstance(info, TensorInfo) else None
+
+
+def shape_of(node: Any) -> tuple[int, ...] | None:
+    """The shape of the tensor that `node` gives on the probe inputs, or None."""
+    info = tensor_info(node)
+    return info.shape if info is not None else None

@@ -12,18 +12,10 @@ from torch import Tensor, fx, nn
 
 from passes.infra.base import TensorInfo, module_path, tensor_info
 from passes.infra.meta import copy_meta
-from passes.infra.rewrite import Rewriter, get_tensor
-from passes.layers.questions import call_sites
+from passes.infra.rewrite import Rewriter
+from passes.infra.stored import call_sites, free_path, get_tensor
 
-__all__ = [
-    "Expansion",
-    "constant_value",
-    "drop_unread",
-    "free_path",
-    "make_linear",
-    "shape_of",
-    "stored_reads",
-]
+__all__ = ["Expansion"]
 
 
 class Expansion:
@@ -127,86 +119,8 @@ def _without_contents(node: fx.Node) -> Any:
     return torch.empty(info.shape, dtype=info.dtype, device="meta")
 
 
-def constant_value(node: Any) -> Tensor | None:
-    """The tensor that a get_attr node reads; None for any other node."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    owner = node.graph.owning_module
-    assert owner is not None
-    try:
-        return get_tensor(owner, str(node.target)).detach()
-    except AttributeError:
-        return None
-
-
-def stored_reads(graph_module: fx.GraphModule) -> set[str]:
-    """The paths of all tensors that get_attr nodes read."""
-    return {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
-
-
-def drop_unread(graph_module: fx.GraphModule, before: set[str]) -> None:
-    """Forget the tensors in `before` that no get_attr node reads any more.
-
-    What lies inside a module that is called belongs to it and stays.
-    """
-    called = call_sites(graph_module.graph)
-    for path in before - stored_reads(graph_module):
-        owner, _, leaf = path.rpartition(".")
-        inside = any(owner == site or owner.startswith(f"{site}.") for site in called)
-        try:
-            module = graph_module.get_submodule(owner)
-        except AttributeError:
-            continue
-        if not inside and hasattr(module, leaf):
-            delattr(module, leaf)
-
-
-def shape_of(node: Any) -> tuple[int, ...] | None:
-    """The shape of the tensor that `node` gives on the probe inputs, or None."""
-    info = tensor_info(node)
-    return info.shape if info is not None else None
-
-
-def free_path(root: nn.Module, path: str) -> str:
-    """`path`, or ``path_1``, ``path_2``, … where something is there already."""
-    free, number = path, 0
-    while _exists(root, free):
-        number += 1
-        free = f"{path}_{number}"
-    return free
-
-
-def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer in eval mode that holds these tensors: [O, I] and [O].
-
-    Parameters are taken as they are; slices of them are copied, so that no layer keeps the others'
-    memory.
-    """
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = _parameter(weight)
-    if bias is not None:
-        layer.bias = _parameter(bias)
-    return layer.eval()
-
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    if isinstance(value, nn.Parameter):
-        return value
-    return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
-
-
 def _held(root: nn.Module, path: str) -> Tensor | None:
     try:
         return get_tensor(root, f"{path}.weight")
     except AttributeError:
         return None
-
-
-def _exists(root: nn.Module, path: str) -> bool:
-    value: Any = root
-    for name in path.split("."):
-        if not hasattr(value, name):
-            return False
-        value = getattr(value, name)
-    return True

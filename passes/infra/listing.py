@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from passes.infra.base import TensorInfo
+from passes.infra.stored import module_of
 
 __all__ = ["count_operations", "diff", "operation", "to_dot", "to_json", "to_text"]
 
@@ -32,12 +33,9 @@ _DTYPES = {
 
 def operation(node: fx.Node) -> str:
     """The name of what a node does: ``conv2d``, ``relu``, ``quantize``, ``.size``."""
-    if node.op == "call_module":
-        module = node.graph.owning_module
-        assert module is not None
-        target = module.get_submodule(str(node.target))
-        label = getattr(target, "operation", None)
-        return str(label) if label else type(target).__name__.lower()
+    module = module_of(node)
+    if module is not None:
+        return str(getattr(module, "operation", None) or type(module).__name__.lower())
     if node.op == "call_function":
         if isinstance(node.target, torch._ops.OpOverload):
             namespace, _, name = node.target._schema.name.partition("::")

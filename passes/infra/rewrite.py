@@ -10,38 +10,9 @@ import torch
 from torch import fx, nn
 
 from passes.infra.meta import copy_meta, origins
+from passes.infra.stored import set_module
 
-__all__ = ["Rewriter", "get_module", "get_tensor", "set_module"]
-
-
-def get_module(root: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted `path`; raises AttributeError where there is none."""
-    return root.get_submodule(path)
-
-
-def get_tensor(root: nn.Module, path: str) -> torch.Tensor:
-    """The parameter, buffer or plain tensor attribute at a dotted `path`."""
-    parent, _, leaf = path.rpartition(".")
-    value = getattr(root.get_submodule(parent), leaf)
-    if not isinstance(value, torch.Tensor):
-        raise AttributeError(f"{path} is a {type(value).__name__}, not a tensor")
-    return value
-
-
-def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at a dotted `path`, making empty parents where they are missing."""
-    *parents, leaf = path.split(".")
-    owner = root
-    for name in parents:
-        child = owner._modules.get(name)
-        if child is None:
-            child = nn.Module()
-            owner.add_module(name, child)
-        owner = child
-    if leaf in owner._modules:
-        owner._modules[leaf] = module
-    else:
-        owner.add_module(leaf, module)
+__all__ = ["Rewriter"]
 
 
 class Rewriter:

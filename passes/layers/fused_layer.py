@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -83,6 +84,15 @@ class FusedLayer(nn.Module):
                 ),
             )
         return cast(Tensor, layer._conv_forward(x, weight, layer.bias))
+
+    def with_parts(self, **parts: nn.Module) -> FusedLayer:
+        """A copy with another `layer` or `weight_quantizer`; all else is shared with this one."""
+        new = copy.copy(self)
+        # A shallow copy of a module shares its dictionaries; the two must not.
+        new._modules = dict(self._modules)
+        for name, part in parts.items():
+            setattr(new, name, part)
+        return new
 
     @property
     def operation(self) -> str:

@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from passes.infra.stored import module_of
 from passes.layers.fused_layer import FUSIBLE_LAYERS
 
 __all__ = [
     "TRANSPOSED",
-    "call_sites",
     "find_layer",
-    "module_of",
     "only_user",
     "why_not_layer",
     "why_not_plain",
-    "with_tensors",
 ]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def module_of(node: Any) -> nn.Module | None:
-    """The module that `node` calls; None where it is not a call of a module."""
-    if not isinstance(node, fx.Node) or node.op != "call_module":
-        return None
-    owner = node.graph.owning_module
-    return owner.get_submodule(str(node.target)) if owner is not None else None
 
 
 def find_layer(node: Any) -> nn.Module | None:
     """The convolution, transposed convolution or linear layer that `node` calls, or None."""
     module = module_of(node)
     return module if isinstance(module, FUSIBLE_LAYERS) else None
-
-
-def call_sites(graph: fx.Graph) -> dict[str, int]:
-    """How many nodes call the module at each path."""
-    sites: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            sites[str(node.target)] = sites.get(str(node.target), 0) + 1
-    return sites
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
@@ -92,25 +71,3 @@ def why_not_layer(node: fx.Node, allowed: set[fx.Node], sites: dict[str, int]) -
         return f"{node.name} is not called in canonical form"
     reason = why_not_plain(layer)
     return f"{node.name}: {reason}" if reason else None
-
-
-def with_tensors(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A copy of `layer` that holds `weight` and `bias`; `layer` stays as it is.
-
-    Both are cast to the dtype of the weight that they replace.
-    """
-    old: Any = layer
-    dtype = old.weight.dtype
-    replaced: dict[int, Any] = {id(old.weight): _parameter(weight, dtype, old.weight)}
-    if old.bias is not None:
-        replaced[id(old.bias)] = old.bias
-    new = copy.deepcopy(layer, replaced)
-    new.register_parameter("bias", None if bias is None else _parameter(bias, dtype, old.weight))
-    return new
-
-
-def _parameter(value: Tensor, dtype: torch.dtype, like: Tensor) -> nn.Parameter:
-    # A bias that was not touched is already in the right dtype and stays the same tensor.
-    if isinstance(value, nn.Parameter) and value.dtype == dtype:
-        return value
-    return nn.Parameter(value.detach().to(dtype), requires_grad=like.requires_grad)

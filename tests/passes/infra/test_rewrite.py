@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from passes import Rewriter
-from passes.infra.rewrite import get_module, get_tensor, set_module
+from passes.infra.stored import get_tensor
 from tests.passes.checking import float_graph
 from tests.passes.models import annotated, image, make
 
@@ -160,7 +160,7 @@ def test_call_module_puts_the_module_in_place() -> None:
     rewriter.replace(relu, new)
     rewriter.finish()
     assert new.name == "a_b"
-    assert isinstance(get_module(graph_module, "a.b"), nn.ReLU6)
+    assert isinstance(graph_module.get_submodule("a.b"), nn.ReLU6)
     assert graph_module(image()).isfinite().all()
 
 
@@ -197,14 +197,3 @@ def test_get_attr_replaces_a_parameter() -> None:
     with rewriter.before(node(graph_module, "conv")):
         rewriter.get_attr("conv.weight", codes, like=node(graph_module, "conv"))
     assert get_tensor(graph_module, "conv.weight") is codes
-
-
-def test_get_tensor_refuses_what_is_no_tensor() -> None:
-    with pytest.raises(AttributeError, match=r"conv\.bias is a NoneType, not a tensor"):
-        get_tensor(make(lambda self, x: x, conv=nn.Conv2d(1, 1, 1, bias=False)), "conv.bias")
-
-
-def test_set_module_replaces_in_place() -> None:
-    root = nn.Sequential(nn.ReLU(), nn.Tanh())
-    set_module(root, "0", nn.Sigmoid())
-    assert [type(child) for child in root] == [nn.Sigmoid, nn.Tanh]

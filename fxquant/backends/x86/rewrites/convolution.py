@@ -15,7 +15,7 @@ from fxquant.meta import NODE_KEYS
 from fxquant.to_integer import Grid
 from passes import Rewriter, TensorInfo, tensor_info
 from passes.infra.meta import copy_meta
-from passes.infra.rewrite import get_tensor
+from passes.infra.stored import get_tensor
 
 __all__ = ["Convolution", "clamp_range"]
 
