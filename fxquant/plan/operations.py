@@ -1,9 +1,13 @@
-"""The catalogue: which canonical operation has an integer form, and of which kind."""
+"""The catalogue: which canonical operation has an integer form, and of which kind.
+
+One row for each operation: its kind, and what says why a call has no integer form. Every later
+stage reads the decision; none makes it again.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -12,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from passes import FUSIBLE_LAYERS, FusedLayer, add_relu, tensor_info
+from fxquant.plan import refusals
+from passes import FUSIBLE_LAYERS, FusedLayer, add_relu
 from passes.attention.functions import (
     masked_softmax,
     scaled_matmul,
@@ -21,9 +26,12 @@ from passes.attention.functions import (
 )
 
 __all__ = [
-    "BATCH_NORMS",
+    "ADAPTIVE_AVERAGES",
+    "AVERAGES",
+    "OPERATIONS",
     "Kind",
     "Operation",
+    "Row",
     "classify",
     "data_operands",
     "is_curved",
@@ -52,86 +60,123 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Operation:
-    """The kind of a node, and for Kind.FLOAT the reason why it has no integer form."""
+    """The kind of a node, and for Kind.FLOAT the reason why it has no integer form.
+
+    `alone`: why it has none on integers alone, "" where it has one.
+    """
 
     kind: Kind
     reason: str = ""
+    alone: str = ""
 
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Refusal = Callable[[fx.Node, Any], str]
+"""Why a node, which calls a module or else None, is refused; "" where it is not."""
 
-_KINDS: dict[Any, Kind] = {
-    torch.add: Kind.PAIR,
-    torch.mul: Kind.PAIR,
-    add_relu: Kind.PAIR,
-    torch.matmul: Kind.MATMUL,
-    scaled_matmul: Kind.MATMUL,
-    weighted_mean: Kind.MATMUL,
-    F.softmax: Kind.SOFTMAX,
-    masked_softmax: Kind.SOFTMAX,
-    softmax_numerators: Kind.SOFTMAX,
-    F.normalize: Kind.NORMALIZE,
-    F.avg_pool1d: Kind.POOL,
-    F.avg_pool2d: Kind.POOL,
-    F.avg_pool3d: Kind.POOL,
-    F.adaptive_avg_pool1d: Kind.POOL,
-    F.adaptive_avg_pool2d: Kind.POOL,
-    F.adaptive_avg_pool3d: Kind.POOL,
-    torch.mean: Kind.POOL,
-    F.max_pool1d: Kind.SELECT,
-    F.max_pool2d: Kind.SELECT,
-    F.max_pool3d: Kind.SELECT,
-    torch.cat: Kind.SELECT,
-    torch.stack: Kind.SELECT,
-    torch.reshape: Kind.MOVE,
-    torch.flatten: Kind.MOVE,
-    torch.unflatten: Kind.MOVE,
-    torch.permute: Kind.MOVE,
-    torch.transpose: Kind.MOVE,
-    torch.unsqueeze: Kind.MOVE,
-    torch.squeeze: Kind.MOVE,
-    torch.chunk: Kind.MOVE,
-    torch.split: Kind.MOVE,
-    operator.getitem: Kind.MOVE,
-    F.pad: Kind.MOVE,
-    F.channel_shuffle: Kind.MOVE,
-    F.interpolate: Kind.MOVE,
-    torch.roll: Kind.MOVE,
-}
 
-_TABLES: dict[Any, str] = {
-    F.relu: "relu",
-    F.relu6: "relu6",
-    F.hardtanh: "hardtanh",
-    F.leaky_relu: "leaky_relu",
-    F.elu: "elu",
-    F.selu: "selu",
-    F.celu: "celu",
-    F.gelu: "gelu",
-    F.silu: "silu",
-    F.mish: "mish",
-    F.softplus: "softplus",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    torch.sigmoid: "sigmoid",
-    torch.tanh: "tanh",
-    torch.clamp: "clamp",
-    torch.abs: "abs",
-    torch.neg: "neg",
-    torch.square: "square",
-    torch.exp: "exp",
-    torch.sqrt: "sqrt",
-}
-_CURVED = frozenset(
-    ("elu", "selu", "celu", "silu", "mish", "softplus", "hardswish", "sigmoid", "tanh")
+@dataclass(frozen=True)
+class Row:
+    """An operation of the catalogue.
+
+    `refuse` says why a call has no integer form, `alone` why it has none with
+    ``requantization = "dyadic"``, which is integers alone. `curved`: a smooth function.
+    """
+
+    kind: Kind
+    refuse: Refusal = refusals.nothing
+    alone: Refusal = refusals.nothing
+    curved: bool = False
+
+
+def _rows(operations: Iterable[Any], row: Row) -> dict[Any, Row]:
+    return dict.fromkeys(operations, row)
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+ADAPTIVE_AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+_MOVEMENT = (
+    torch.reshape,
+    torch.flatten,
+    torch.unflatten,
+    torch.permute,
+    torch.transpose,
+    torch.unsqueeze,
+    torch.squeeze,
+    torch.chunk,
+    torch.split,
+    torch.roll,
+    operator.getitem,
+    F.channel_shuffle,
+    "expand",
 )
-_SCALAR_ARITHMETIC: dict[Any, str] = {
-    torch.add: "add",
-    torch.sub: "sub",
-    torch.mul: "mul",
-    torch.div: "div",
-    torch.pow: "pow",
+_FUNCTIONS = (
+    F.relu,
+    F.relu6,
+    F.hardtanh,
+    F.leaky_relu,
+    F.hardsigmoid,
+    # Smooth, but the recipe's table of operations has a key for GELU alone.
+    F.gelu,
+    torch.clamp,
+    torch.abs,
+    torch.neg,
+    torch.square,
+    torch.exp,
+    torch.sqrt,
+)
+_CURVED = (
+    F.elu,
+    F.selu,
+    F.celu,
+    F.silu,
+    F.mish,
+    F.softplus,
+    F.hardswish,
+    torch.sigmoid,
+    torch.tanh,
+)
+
+OPERATIONS: dict[Any, Row] = {
+    nn.Linear: Row(Kind.LAYER),
+    **_rows(_CONVOLUTIONS, Row(Kind.LAYER, refusals.convolution)),
+    **_rows(
+        _TRANSPOSED,
+        Row(Kind.LAYER, refusals.transposed, refusals.always("a transposed convolution")),
+    ),
+    **_rows(
+        _BATCH_NORMS,
+        Row(Kind.AFFINE, refusals.batch_norm, refusals.always("a batch norm by itself")),
+    ),
+    nn.LayerNorm: Row(Kind.NORM),
+    torch.add: Row(Kind.PAIR, refusals.pair),
+    torch.mul: Row(Kind.PAIR, refusals.pair),
+    add_relu: Row(Kind.PAIR, refusals.pair),
+    torch.matmul: Row(Kind.MATMUL, refusals.matmul),
+    scaled_matmul: Row(Kind.MATMUL, refusals.matmul),
+    weighted_mean: Row(Kind.MATMUL, refusals.matmul, refusals.always("a mean by weights")),
+    F.softmax: Row(Kind.SOFTMAX, refusals.softmax),
+    masked_softmax: Row(Kind.SOFTMAX, refusals.softmax),
+    softmax_numerators: Row(Kind.SOFTMAX),
+    F.normalize: Row(Kind.NORMALIZE, refusals.normalize),
+    **_rows(AVERAGES, Row(Kind.POOL, alone=refusals.average_alone)),
+    **_rows(ADAPTIVE_AVERAGES, Row(Kind.POOL, refusals.adaptive, refusals.adaptive_alone)),
+    torch.mean: Row(Kind.POOL, refusals.mean),
+    **_rows((F.max_pool1d, F.max_pool2d, F.max_pool3d), Row(Kind.SELECT, refusals.indices)),
+    torch.cat: Row(Kind.SELECT),
+    torch.stack: Row(Kind.SELECT),
+    **_rows(_MOVEMENT, Row(Kind.MOVE)),
+    F.pad: Row(Kind.MOVE, refusals.pad),
+    F.interpolate: Row(Kind.MOVE, refusals.interpolate),
+    **_rows(_FUNCTIONS, Row(Kind.TABLE, refusals.several_tensors)),
+    **_rows(_CURVED, Row(Kind.TABLE, refusals.several_tensors, curved=True)),
+    **_rows(("size", "dim", "numel"), Row(Kind.SHAPE)),
 }
+"""By the function, by the method's name, or by the type of the module that a node calls."""
+
+_SCALAR_ARITHMETIC = (torch.add, torch.sub, torch.mul, torch.div, torch.pow)
 
 
 def layer_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
@@ -153,62 +198,35 @@ def data_operands(node: fx.Node) -> list[fx.Node]:
 
 def is_curved(node: fx.Node) -> bool:
     """Whether a Kind.TABLE node is a smooth function, not one made of straight lines."""
-    return _TABLES.get(node.target) in _CURVED
+    return node.target in OPERATIONS and OPERATIONS[node.target].curved
 
 
 def classify(node: fx.Node, root: nn.Module) -> Operation:
     """The kind of `node` by its operation alone; recipes and operands come later."""
     if node.op in ("placeholder", "get_attr", "output"):
         return Operation(Kind.FLOAT, "")
-    if node.op == "call_method":
-        if node.target in ("size", "dim", "numel"):
-            return Operation(Kind.SHAPE)
-        if node.target == "expand":
-            return Operation(Kind.MOVE)
-        return Operation(Kind.FLOAT, f"method {node.target} has no integer form")
+    module = None
     if node.op == "call_module":
-        if layer_of(node, root) is not None:
-            return _layer(node, root)
-        module = root.get_submodule(str(node.target))
-        if isinstance(module, BATCH_NORMS):
-            if module.running_mean is None:
-                return Operation(Kind.FLOAT, "batch norm without running statistics")
-            return Operation(Kind.AFFINE)
-        if isinstance(module, nn.LayerNorm):
-            return Operation(Kind.NORM)
-        return Operation(Kind.FLOAT, f"{type(module).__name__} has no integer form")
-    return _function(node)
-
-
-def _layer(node: fx.Node, root: nn.Module) -> Operation:
-    layer: Any = layer_of(node, root)
-    mode = getattr(layer, "padding_mode", "zeros")
-    if mode != "zeros":
-        return Operation(Kind.FLOAT, f"padding mode {mode!r} has no integer form")
-    if isinstance(getattr(layer, "padding", ()), str) and layer.padding == "same":
-        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        if any(value % 2 for value in total):
-            return Operation(Kind.FLOAT, "padding 'same' is asymmetric here")
-    return Operation(Kind.LAYER)
-
-
-def _function(node: fx.Node) -> Operation:
-    name = getattr(node.target, "__name__", str(node.target))
-    tensors = [source for source in node.all_input_nodes if source.meta.get("tensor") is not None]
-    if node.meta.get("tensor") is None and not tensors:
-        return Operation(Kind.SHAPE)
-    if node.target in _SCALAR_ARITHMETIC and len(tensors) == 1 and _only_scalars_beside(node):
-        return Operation(Kind.TABLE)
-    if node.target in _TABLES:
-        if len(node.all_input_nodes) > 1:
-            return Operation(Kind.FLOAT, f"{name} takes more than one tensor")
-        return Operation(Kind.TABLE)
-    kind = _KINDS.get(node.target)
-    if kind is None:
+        module = layer_of(node, root) or root.get_submodule(str(node.target))
+        name = type(module).__name__
+        row = next((OPERATIONS[t] for t in type(module).__mro__ if t in OPERATIONS), None)
+    else:
+        name = str(getattr(node.target, "__name__", f"method {node.target}"))
+        row = _function(node)
+    if row is None:
         return Operation(Kind.FLOAT, f"{name} has no integer form")
-    refuse = _REFUSALS.get(node.target)
-    refusal = refuse(node) if refuse is not None else ""
-    return Operation(Kind.FLOAT, refusal) if refusal else Operation(kind)
+    if refusal := row.refuse(node, module):
+        return Operation(Kind.FLOAT, refusal)
+    return Operation(row.kind, alone=row.alone(node, module))
+
+
+def _function(node: fx.Node) -> Row | None:
+    tensors = [source for source in node.all_input_nodes if source.meta.get("tensor") is not None]
+    if node.op == "call_function" and node.meta.get("tensor") is None and not tensors:
+        return Row(Kind.SHAPE)
+    if node.target in _SCALAR_ARITHMETIC and len(tensors) == 1 and _only_scalars_beside(node):
+        return Row(Kind.TABLE)
+    return OPERATIONS.get(node.target)
 
 
 def _only_scalars_beside(node: fx.Node) -> bool:
@@ -221,63 +239,6 @@ def _only_scalars_beside(node: fx.Node) -> bool:
         )
         and len(node.all_input_nodes) == 1
     )
-
-
-def _refuse_pair(node: fx.Node) -> str:
-    if node.kwargs.get("alpha", 1) != 1:
-        return "an addition with alpha other than 1 has no integer form"
-    if any(not isinstance(a, fx.Node) or a.meta.get("tensor") is None for a in node.args):
-        return "the other operand is a number, known when the model runs"
-    return ""
-
-
-def _refuse_matmul(node: fx.Node) -> str:
-    ranks = [len(info.shape) for a in node.args if (info := tensor_info(a)) is not None]
-    matrices = len(ranks) == 2 and min(ranks) > 1
-    return "" if matrices else "a product with a vector has no integer form"
-
-
-def _refuse_softmax(node: fx.Node) -> str:
-    info = tensor_info(node)
-    dim = node.kwargs.get("dim")
-    last = info is not None and dim in (-1, len(info.shape) - 1)
-    return "" if last else f"softmax over dimension {dim} has no integer form, only over the last"
-
-
-def _refuse_pad(node: fx.Node) -> str:
-    mode, value = node.kwargs.get("mode", "constant"), node.kwargs.get("value") or 0
-    return "" if mode == "constant" and value == 0 else f"padding with {mode} {value}"
-
-
-def _refuse_interpolate(node: fx.Node) -> str:
-    mode = node.kwargs.get("mode", "nearest")
-    return "" if mode == "nearest" else f"{mode} interpolation has no integer form"
-
-
-def _refuse_mean(node: fx.Node) -> str:
-    return "" if node.kwargs.get("dim") is not None else "mean over everything yields a scalar"
-
-
-def _refuse_indices(node: fx.Node) -> str:
-    return "pooling with indices" if node.kwargs.get("return_indices") else ""
-
-
-_REFUSALS: dict[Any, Callable[[fx.Node], str]] = {
-    torch.add: _refuse_pair,
-    torch.mul: _refuse_pair,
-    add_relu: _refuse_pair,
-    torch.matmul: _refuse_matmul,
-    scaled_matmul: _refuse_matmul,
-    weighted_mean: _refuse_matmul,
-    F.softmax: _refuse_softmax,
-    masked_softmax: _refuse_softmax,
-    F.pad: _refuse_pad,
-    F.interpolate: _refuse_interpolate,
-    torch.mean: _refuse_mean,
-    F.max_pool1d: _refuse_indices,
-    F.max_pool2d: _refuse_indices,
-    F.max_pool3d: _refuse_indices,
-}
 
 
 def table_function(node: fx.Node) -> Callable[[Tensor], Tensor]:

@@ -8,13 +8,16 @@ The plan changes nothing. It says
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.plan.dynamic import check_dynamic, dynamic_refusal
+from fxquant.plan.integers_only import between_integers, refuse_floats
 from fxquant.plan.node_recipe import NodeRecipe
 from fxquant.plan.nonlinear import IntegerForm, form_of
 from fxquant.plan.operations import Kind, classify, data_operands, is_curved
@@ -56,7 +59,8 @@ class Plan:
 def make_plan(graph_module: fx.GraphModule, recipe: Recipe) -> Plan:
     """Decide for every node and value of an annotated, fused graph what `recipe` makes of it.
 
-    Raises RecipeError where a selector of the recipe matches nothing in the graph.
+    Raises RecipeError where a selector of the recipe matches nothing in the graph, CompileError
+    where integers alone are asked for and an operation between integers has to stay float.
     """
     return _Planner(graph_module, recipe).plan()
 
@@ -76,12 +80,17 @@ class _Planner:
             return self._dynamic_plan()
         self._decide_forwards()
         self._follow_consumers()
+        sites = self.values.sites()
+        if self.recipe.requantization == "dyadic":
+            while self._refuse_wide(sites):
+                sites = self.values.sites()
+            self._check_integers_only()
         for node in self.decided.reasons:
             self.decided.forms.pop(node, None)
         return Plan(
             kinds={node.name: kind for node, kind in self.decided.kinds.items()},
             reasons={node.name: reason for node, reason in self.decided.reasons.items()},
-            values=self.values.sites(),
+            values=sites,
             weights={node.name: spec for node, spec in self.decided.weights.items()},
             forms={node.name: form for node, form in self.decided.forms.items()},
             requantization=self.recipe.requantization,
@@ -133,6 +142,8 @@ class _Planner:
             self.decided.kinds[node] = operation.kind
             if operation.kind is Kind.FLOAT:
                 self.decided.reasons[node] = operation.reason
+            elif operation.alone and self.recipe.requantization == "dyadic":
+                self.decided.reasons[node] = operation.alone
             elif foreign := self._foreign_type(node):
                 self.decided.reasons[node] = foreign
             elif not started:
@@ -196,6 +207,29 @@ class _Planner:
 
     def _is_float_input(self, node: fx.Node) -> bool:
         return node.op == "placeholder" and self.values.spec(node) is None
+
+    def _refuse_wide(self, sites: Sequence[ValueSite]) -> bool:
+        """Keep in float what exists for 8-bit codes only; whether there was anything."""
+        bits = {name: site.spec.bits for site in sites for name in site.nodes}
+        wide = {node for node in self.nodes if bits.get(node.name, 0) > 8}
+        for node in self.nodes:
+            moves = self.decided.kinds.get(node) in (Kind.MOVE, Kind.SELECT)
+            if moves and any(source in wide for source in node.all_input_nodes):
+                wide.add(node)
+        refused = []
+        for node in self.nodes:
+            narrow = self.decided.kinds.get(node) is Kind.TABLE or node.target is F.interpolate
+            values = {node, *data_operands(node)}
+            if narrow and self.decided.integer(node) and values & wide:
+                refused.append(node)
+                self.decided.reasons[node] = "it takes 8-bit values only on integers alone"
+        return bool(refused)
+
+    def _check_integers_only(self) -> None:
+        """Refuse a gap of floats now, before anything is calibrated or learned."""
+        between = between_integers(self.ask.root.graph, self.decided.integer)
+        reasons = {node.name: reason for node, reason in self.decided.reasons.items()}
+        refuse_floats((node.name for node in between if node.name in reasons), reasons)
 
     def _follow_consumers(self) -> None:
         """What gains nothing from integers that are only made for it.

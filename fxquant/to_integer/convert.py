@@ -93,7 +93,7 @@ def _emitter(conversion: Conversion, node: fx.Node) -> Emit:
             return emit_nonlinear
     plan = conversion.plan
     table = DYADIC_EMITTERS if plan.requantization == "dyadic" else EMITTERS
-    return table[plan.kinds[node.name]]
+    return table.get(plan.kinds[node.name]) or table[node.target]
 
 
 def _float_out(conversion: Conversion, node: fx.Node) -> fx.Node:

@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import CompileError
 from fxquant.integer import dyadic, dyadic_tensors
-from fxquant.plan.operations import Kind
+from fxquant.plan.operations import ADAPTIVE_AVERAGES, AVERAGES, Kind
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import geometry, layer_integers, output_bounds
-from fxquant.to_integer.operations import Emit, emit_table
+from fxquant.to_integer.operations import Emit, dimensions_of, emit_table, mean_dims, window
 from passes import add_relu, tensor_info
+from passes.attention.functions import scaled_matmul
 
 __all__ = ["DYADIC_EMITTERS", "rescale"]
 
@@ -59,10 +59,8 @@ def _layer(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     operands = (x.node, x.grid.zero_point, found.weight, found.zero_point, found.bias)
     if isinstance(layer, nn.Linear):
         sums = _accumulate(conversion, OPS.linear_accumulate.default, *operands)
-    elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        sums = _accumulate(conversion, OPS.conv_accumulate.default, *operands, *geometry(layer))
     else:
-        raise _no_form(node, type(layer).__name__)
+        sums = _accumulate(conversion, OPS.conv_accumulate.default, *operands, *geometry(layer))
     axis = -1 if isinstance(layer, nn.Linear) else 1
     bounds = output_bounds(conversion, node, grid)
     scale = found.scale.double() * x.grid.scale
@@ -77,108 +75,77 @@ def _matmul(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     return rescale(conversion, sums, _one(a.grid.scale * b.grid.scale * factor), grid, axis=-1)
 
 
-def _pair(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+def _mul(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     a, b = _operands(conversion, node)
+    operands = (a.node, a.grid.zero_point, b.node, b.grid.zero_point)
+    products = _accumulate(conversion, OPS.mul_accumulate.default, *operands)
+    return rescale(conversion, products, _one(a.grid.scale * b.grid.scale), grid, axis=-1)
+
+
+def _add(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     low = max(grid.qmin, grid.zero_point) if node.target is add_relu else grid.qmin
-    if node.target is torch.mul:
-        operands = (a.node, a.grid.zero_point, b.node, b.grid.zero_point)
-        products = _accumulate(conversion, OPS.mul_accumulate.default, *operands)
-        return rescale(conversion, products, _one(a.grid.scale * b.grid.scale), grid, axis=-1)
-    branches = [
+    a, b = (
         (value.node, value.grid.zero_point, *dyadic(value.grid.scale / grid.scale))
-        for value in (a, b)
-    ]
+        for value in _operands(conversion, node)
+    )
     output = (grid.zero_point, low, grid.qmax, grid.dtype)
-    return conversion.emit(OPS.add_rescaled.default, (*branches[0], *branches[1], *output), grid)
+    return conversion.emit(OPS.add_rescaled.default, (*a, *b, *output), grid)
 
 
-def _pool(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+def _mean(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    return _average(conversion, node, grid, *mean_dims(node))
+
+
+def _global_average(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    return _average(conversion, node, grid, list(range(-dimensions_of(node), 0)), True)
+
+
+def _average(
+    conversion: Conversion, node: fx.Node, grid: Grid, dims: list[int], keepdim: bool
+) -> fx.Node:
     x = conversion.integers[cast(fx.Node, node.args[0])]
     info = tensor_info(node.args[0])
     assert info is not None
-    target: Any = node.target
-    kwargs = node.kwargs
-    if target is torch.mean:
-        dims = kwargs["dim"]
-        dims = list(dims) if isinstance(dims, (tuple, list)) else [dims]
-        keepdim = bool(kwargs.get("keepdim", False))
-    elif target.__name__.startswith("adaptive") and _is_one(kwargs["output_size"]):
-        dims, keepdim = list(range(-int(target.__name__[-2]), 0)), True
-    else:
-        return _average_windows(conversion, node, grid, x, info.shape[1])
     count = 1
     for dim in dims:
-        count *= info.shape[dim]  # type: ignore[index]
-    sums = _accumulate(
-        conversion, OPS.sum_accumulate.default, x.node, x.grid.zero_point, dims, keepdim
-    )
+        count *= info.shape[dim]
+    operands = (x.node, x.grid.zero_point, dims, keepdim)
+    sums = _accumulate(conversion, OPS.sum_accumulate.default, *operands)
     return rescale(conversion, sums, _one(x.grid.scale / count), grid, axis=-1)
 
 
-def _average_windows(
-    conversion: Conversion, node: fx.Node, grid: Grid, x: Integers, channels: int
-) -> fx.Node:
+def _average_windows(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     """An average over windows is a depthwise convolution with ones."""
-    target: Any = node.target
-    kwargs: dict[str, Any] = dict(node.kwargs)
-    padded = any(_tuple(kwargs.get("padding", 0)))
-    plain = (
-        not target.__name__.startswith("adaptive")
-        and not kwargs.get("ceil_mode")
-        and kwargs.get("divisor_override") is None
-        and (kwargs.get("count_include_pad", True) or not padded)
-    )
-    if not plain:
-        raise _no_form(node, target.__name__)
-    dimensions = int(target.__name__[-2])
-    kernel = _tuple(kwargs["kernel_size"], dimensions)
+    x = conversion.integers[cast(fx.Node, node.args[0])]
+    info = tensor_info(node.args[0])
+    assert info is not None
+    dimensions, channels = dimensions_of(node), info.shape[1]
+    kernel, stride, padding = window(node.kwargs, dimensions)
     ones = torch.ones(channels, 1, *kernel, dtype=torch.int8)
     weight = conversion.constant(f"rescale.{node.name}.ones", ones)
-    stride = _tuple(kwargs.get("stride") or kernel, dimensions)
-    padding = _tuple(kwargs.get("padding", 0), dimensions)
-    args = (list(stride), list(padding), [1] * dimensions, channels)
-    sums = _accumulate(
-        conversion,
-        OPS.conv_accumulate.default,
-        *(x.node, x.grid.zero_point, weight, None, None),
-        *args,
-    )
+    operands = (x.node, x.grid.zero_point, weight, None, None)
+    shape = (stride, padding, [1] * dimensions, channels)
+    sums = _accumulate(conversion, OPS.conv_accumulate.default, *operands, *shape)
     return rescale(conversion, sums, _one(x.grid.scale / ones[0].numel()), grid, axis=1)
-
-
-def _affine(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
-    raise _no_form(node, "a batch norm by itself")
 
 
 def _operands(conversion: Conversion, node: fx.Node) -> list[Integers]:
     return [conversion.integers[cast(fx.Node, operand)] for operand in node.args]
 
 
-def _no_form(node: fx.Node, what: str) -> CompileError:
-    return CompileError(
-        f"{node.name}: {what} has no form on integers alone; compile with "
-        'requantization = "float", or keep it in front of or behind the integers by start_at'
-    )
-
-
 def _one(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
 
 
-def _is_one(size: Any) -> bool:
-    return all(value == 1 for value in _tuple(size))
-
-
-def _tuple(value: Any, length: int = 1) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * length
-
-
-DYADIC_EMITTERS: dict[Kind, Emit] = {
+DYADIC_EMITTERS: dict[Any, Emit] = {
     Kind.LAYER: _layer,
-    Kind.AFFINE: _affine,
-    Kind.PAIR: _pair,
-    Kind.MATMUL: _matmul,
     Kind.TABLE: emit_table,
-    Kind.POOL: _pool,
+    torch.add: _add,
+    add_relu: _add,
+    torch.mul: _mul,
+    **dict.fromkeys((torch.matmul, scaled_matmul), _matmul),
+    torch.mean: _mean,
+    **dict.fromkeys(AVERAGES, _average_windows),
+    **dict.fromkeys(ADAPTIVE_AVERAGES, _global_average),
 }
-"""How each kind writes the integers of a grid with integers alone."""
+"""How an operation writes the integers of a grid with integers alone; see `Row.alone`."""

@@ -38,7 +38,8 @@ def float_operation(conversion: Conversion, node: fx.Node) -> None:
     if isinstance(module, FusedLayer):
         conversion.floats[node] = _float_layer(conversion, path, module, *args)
         return
-    as_function = functional(module)
+    # The function takes what is missing in a size, which the input decides.
+    as_function = None if "output_size" in kwargs else functional(module)
     if as_function is None:
         conversion.copy_module(path, module)
         emitted = conversion.graph.create_node("call_module", path, args, kwargs, name=node.name)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import fx
 
 from fxquant.errors import CompileError
+from fxquant.plan.integers_only import between_integers, refuse_floats
 from passes import tensor_info
-
-_FOLLOWS = re.compile(r"its (consumers are|operand \S+ is) float")
 
 __all__ = ["check_integer_graph", "check_integers_only"]
 
@@ -47,23 +45,9 @@ def check_integers_only(integer: fx.GraphModule, reasons: Mapping[str, str]) -> 
     inputs into integers reads one, and only what ends in float yields one. Raises CompileError
     naming every operation in between that stayed float; `reasons` says why, by simulated node.
     """
-    nodes = list(integer.graph.nodes)
-    behind: set[fx.Node] = set()
-    for node in nodes:
-        if "grid" in node.meta or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-    before: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if "grid" in node.meta or any(user in before for user in node.users):
-            before.add(node)
-    between = [node for node in nodes if node in behind and node in before and _is_float(node)]
-    stayed = dict.fromkeys(str(node.meta.get("simulated", node.name)) for node in between)
-    if stayed:
-        raise CompileError(
-            f"integers alone are asked for, and operations stayed float: {_why(stayed, reasons)}; "
-            'choose integer forms in the recipe\'s operations, or requantization = "float"'
-        )
-    for node in nodes:
+    between = between_integers(integer.graph, lambda node: "grid" in node.meta)
+    refuse_floats((str(node.meta.get("simulated", node.name)) for node in between), reasons)
+    for node in integer.graph.nodes:
         if "grid" not in node.meta or node.target is torch.ops.fxquant.quantize.default:
             continue
         for source in node.all_input_nodes:
@@ -72,20 +56,6 @@ def check_integers_only(integer: fx.GraphModule, reasons: Mapping[str, str]) -> 
                     f"integer graph: {node.name} reads the float tensor {source.name}, although "
                     "integers alone were asked for"
                 )
-
-
-def _why(stayed: Iterable[str], reasons: Mapping[str, str]) -> str:
-    """Names by reason; what follows from another operation's being float is left out."""
-    groups: dict[str, list[str]] = {}
-    for name in stayed:
-        # Without a reason it runs on integers and only yields floats to what does not.
-        if name in reasons:
-            groups.setdefault(reasons[name], []).append(name)
-    causes = {why: names for why, names in groups.items() if not _FOLLOWS.match(why)}
-    return "; ".join(
-        f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''} ({why})"
-        for why, names in (causes or groups).items()
-    ) or ", ".join(stayed)
 
 
 def _is_float(node: fx.Node) -> bool:

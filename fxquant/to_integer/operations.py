@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxquant.integer import build_table
-from fxquant.plan.operations import Kind, table_function
+from fxquant.plan.operations import ADAPTIVE_AVERAGES, AVERAGES, Kind, table_function
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from fxquant.to_integer.layers import emit_layer, output_bounds
 from passes import add_relu, weighted_mean
+from passes.attention.functions import scaled_matmul
 
 __all__ = ["EMITTERS", "Emit", "emit_matmul", "emit_movement", "emit_table"]
+
+
+Emit = Callable[[Conversion, fx.Node, Grid], fx.Node]
+"""Emits the operation of a simulated node on integers that lie on a grid."""
 
 
 def emit_movement(conversion: Conversion, node: fx.Node) -> None:
@@ -46,16 +51,11 @@ def emit_movement(conversion: Conversion, node: fx.Node) -> None:
 def _emit_max_pool(
     conversion: Conversion, node: fx.Node, x: Any, kwargs: dict[str, Any], grid: Grid
 ) -> fx.Node:
-    target: Any = node.target
-    dimensions = int(target.__name__[-2])
-    kernel = _expand(kwargs["kernel_size"], dimensions)
-    stride = kwargs.get("stride")
+    dimensions = dimensions_of(node)
     args = (
         x,
-        kernel,
-        kernel if stride in (None, ()) else _expand(stride, dimensions),
-        _expand(kwargs.get("padding", 0), dimensions),
-        _expand(kwargs.get("dilation", 1), dimensions),
+        *window(kwargs, dimensions),
+        expand(kwargs.get("dilation", 1), dimensions),
         bool(kwargs.get("ceil_mode", False)),
     )
     return conversion.emit(OPS.max_pool.default, args, grid)
@@ -105,19 +105,22 @@ def _emit_affine(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     )
 
 
-def _emit_pair(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
-    a, b = (conversion.integers[cast(fx.Node, operand)] for operand in node.args)
-    target = OPS.mul.default if node.target is torch.mul else OPS.add.default
-    low = grid.zero_point if node.target is add_relu else None
-    return conversion.emit(
-        target, (a.node, *a.grid.input, b.node, *b.grid.input, *grid.output(low)), grid
-    )
+def _emit_pair(operator: Any) -> Emit:
+    """Emits `operator` on two values."""
+
+    def emit(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+        a, b = (conversion.integers[cast(fx.Node, operand)] for operand in node.args)
+        low = grid.zero_point if node.target is add_relu else None
+        return conversion.emit(
+            operator, (a.node, *a.grid.input, b.node, *b.grid.input, *grid.output(low)), grid
+        )
+
+    return emit
 
 
 def emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     """A function of one 8-bit value as 256 entries."""
     x = conversion.integers[node.all_input_nodes[0]]
-    function = table_function(node)
     if x.grid.dtype != torch.uint8 or grid.dtype != torch.uint8:
         # 65,536 entries are no table: the function is computed in float inside the operation.
         floats = conversion.emit(OPS.dequantize.default, (x.node, *x.grid.input), None)
@@ -126,32 +129,41 @@ def emit_table(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
         result = conversion.graph.create_node("call_function", node.target, args, dict(node.kwargs))
         conversion.annotate(result, None)
         return conversion.emit(OPS.quantize.default, (result, *grid.output()), grid)
-    table = build_table(function, *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+    table = build_table(
+        table_function(node), *x.grid.input, grid.scale, grid.zero_point, grid.qmin, grid.qmax
+    )
     constant = conversion.constant(f"tables.{node.name}", table)
     return conversion.emit(OPS.lookup.default, (x.node, constant), grid)
 
 
-def _emit_pool(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+def _emit_mean(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     x = conversion.integers[cast(fx.Node, node.args[0])]
-    kwargs = dict(fx.map_arg(node.kwargs, conversion.movable))
-    head = (x.node, *x.grid.input)
-    target: Any = node.target
-    if target is torch.mean:
-        dims = kwargs["dim"]
-        dims = list(dims) if isinstance(dims, (tuple, list)) else [dims]
-        keepdim = bool(kwargs.get("keepdim", False))
-        return conversion.emit(OPS.mean.default, (*head, dims, keepdim, *grid.output()), grid)
-    dimensions = int(target.__name__[-2])
-    if target.__name__.startswith("adaptive"):
-        size = _expand(kwargs["output_size"], dimensions)
-        return conversion.emit(OPS.adaptive_avg_pool.default, (*head, size, *grid.output()), grid)
-    kernel = _expand(kwargs["kernel_size"], dimensions)
-    stride = kwargs.get("stride")
+    args = (x.node, *x.grid.input, *mean_dims(node), *grid.output())
+    return conversion.emit(OPS.mean.default, args, grid)
+
+
+def mean_dims(node: fx.Node) -> tuple[list[int], bool]:
+    """The dimensions of a mean, and whether they are kept."""
+    dims: Any = node.kwargs["dim"]
+    return list(dims) if isinstance(dims, (tuple, list)) else [dims], bool(
+        node.kwargs.get("keepdim", False)
+    )
+
+
+def _emit_adaptive(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    x = conversion.integers[cast(fx.Node, node.args[0])]
+    kwargs: Any = fx.map_arg(node.kwargs, conversion.movable)
+    size = expand(kwargs["output_size"], dimensions_of(node))
+    args = (x.node, *x.grid.input, size, *grid.output())
+    return conversion.emit(OPS.adaptive_avg_pool.default, args, grid)
+
+
+def _emit_average(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
+    x = conversion.integers[cast(fx.Node, node.args[0])]
+    kwargs: Any = fx.map_arg(node.kwargs, conversion.movable)
     args = (
-        *head,
-        kernel,
-        kernel if stride in (None, ()) else _expand(stride, dimensions),
-        _expand(kwargs.get("padding", 0), dimensions),
+        *(x.node, *x.grid.input),
+        *window(kwargs, dimensions_of(node)),
         bool(kwargs.get("ceil_mode", False)),
         bool(kwargs.get("count_include_pad", True)),
         kwargs.get("divisor_override"),
@@ -160,21 +172,37 @@ def _emit_pool(conversion: Conversion, node: fx.Node, grid: Grid) -> fx.Node:
     return conversion.emit(OPS.avg_pool.default, args, grid)
 
 
-def _expand(value: Any, dimensions: int) -> list[Any]:
+def dimensions_of(node: fx.Node) -> int:
+    """Of a pooling: 2 for ``avg_pool2d``."""
+    target: Any = node.target
+    return int(target.__name__[-2])
+
+
+def window(kwargs: Mapping[str, Any], dimensions: int) -> tuple[list[Any], list[Any], list[Any]]:
+    """The size, the stride and the padding of the windows of a pooling."""
+    kernel = expand(kwargs["kernel_size"], dimensions)
+    stride = kwargs.get("stride")
+    strides = kernel if stride in (None, ()) else expand(stride, dimensions)
+    return kernel, strides, expand(kwargs.get("padding", 0), dimensions)
+
+
+def expand(value: Any, dimensions: int) -> list[Any]:
+    """One value for each dimension."""
     if isinstance(value, (tuple, list)):
         return list(value) if len(value) == dimensions else list(value) * dimensions
     return [value] * dimensions
 
 
-Emit = Callable[[Conversion, fx.Node, Grid], fx.Node]
-"""Emits the operation of a simulated node on integers that lie on a grid."""
-
-EMITTERS: dict[Kind, Emit] = {
+EMITTERS: dict[Any, Emit] = {
     Kind.LAYER: _emit_layer_on,
     Kind.AFFINE: _emit_affine,
-    Kind.PAIR: _emit_pair,
-    Kind.MATMUL: _emit_matmul_on,
     Kind.TABLE: emit_table,
-    Kind.POOL: _emit_pool,
+    torch.add: _emit_pair(OPS.add.default),
+    add_relu: _emit_pair(OPS.add.default),
+    torch.mul: _emit_pair(OPS.mul.default),
+    **dict.fromkeys((torch.matmul, scaled_matmul, weighted_mean), _emit_matmul_on),
+    torch.mean: _emit_mean,
+    **dict.fromkeys(AVERAGES, _emit_average),
+    **dict.fromkeys(ADAPTIVE_AVERAGES, _emit_adaptive),
 }
-"""How each kind writes the integers of a grid."""
+"""How an operation writes the integers of a grid: by its kind, or else by its function."""
