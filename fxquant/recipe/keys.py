@@ -6,22 +6,20 @@ message where it holds something else, how it is read and written, and the docum
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from textwrap import fill
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from fxquant.errors import RecipeError, nearest
+from fxquant.recipe.checks import Check, are_texts, is_boolean, is_text, one_of, within
 
 __all__ = ["Key", "Table", "check_keys", "is_table", "join", "key", "unknown_key"]
 
 Number = int | float
-Check = Callable[[object], str | None]
-"""What is wrong with a value, as the end of a sentence, or None."""
 
 
 def key(
@@ -56,6 +54,7 @@ class Key:
         name: of the field.
         meaning: for the documentation.
         check: what is wrong with a value.
+        choices: yields what it may be, where that is a list.
         table: the class of the table, or of the tables in a list, that it holds.
         listed: it holds a list.
     """
@@ -63,6 +62,7 @@ class Key:
     name: str
     meaning: str
     check: Check
+    choices: Callable[[], Iterable[object]] = tuple
     table: type[Table] | None = None
     listed: bool = False
 
@@ -76,7 +76,7 @@ class Key:
 
     def _table(self, value: Any, where: str) -> Table:
         assert self.table is not None
-        return value if isinstance(value, Table) else self.table.from_dict(value, where)
+        return value if isinstance(value, Table) else self.table.from_dict(dict(value), where)
 
     def write(self, value: Any) -> Any:
         """A value for TOML or JSON."""
@@ -117,9 +117,9 @@ class Table:
 
     def __post_init__(self) -> None:
         check_keys({entry.name: getattr(self, entry.name) for entry in fields(self)}, type(self))
-        for known in self.keys().values():
-            if known.listed:
-                object.__setattr__(self, known.name, tuple(getattr(self, known.name)))
+        for name, known in self.keys().items():
+            value = known.read(getattr(self, name), join(self.where, name))
+            object.__setattr__(self, name, value)
 
     @classmethod
     @cache
@@ -136,10 +136,8 @@ class Table:
         Raises:
             RecipeError: a key is unknown or its value is wrong.
         """
-        place = cls.where if where is None else where
-        check_keys(table, cls, place)
-        known = cls.keys()
-        return cls(**{name: known[name].read(table[name], join(place, name)) for name in table})
+        check_keys(table, cls, where)
+        return cls(**table)
 
     def to_dict(self) -> dict[str, Any]:
         """All keys as dictionaries, lists and plain values, ready for JSON."""
@@ -164,7 +162,9 @@ def check_keys(table: Mapping[str, Any], kind: type[Table], where: str | None = 
             raise RecipeError(unknown_key(name, known, place))
         complaint = known[name].check(value)
         if complaint:
-            raise RecipeError(f"{join(place, name)} {complaint}, got {value!r}")
+            words = [word for word in known[name].choices() if isinstance(word, str)]
+            hint = nearest(value, words) if isinstance(value, str) else ""
+            raise RecipeError(f"{join(place, name)} {complaint}, got {value!r}{hint}")
 
 
 def unknown_key(name: str, known: Iterable[str], where: str) -> str:
@@ -200,25 +200,30 @@ def _key(entry: Field[Any], hint: Any) -> Key:
     table = item if isinstance(item, type) and issubclass(item, Table) else None
     # `Options` and `Partial` are lists of pairs; they stand for tables.
     listed = listed and get_origin(item) is not tuple
-    check = about["check"]
-    if check is None and table is not None:
-        check = _are_tables if listed else is_table
-    elif check is None:
-        check = _are_texts if listed else _check_of(hint, about)
-    return Key(entry.name, about["meaning"], check, table, listed)
+    choices = about["choices"] or partial(_literals, hint)
+    check = about["check"] or _check_of(hint, about, choices, listed=listed, table=table)
+    return Key(entry.name, about["meaning"], check, choices, table, listed)
 
 
-def _check_of(hint: Any, about: Mapping[str, Any]) -> Check:
-    if about["choices"] is not None:
-        return _one_of(about["choices"])
-    if hint is bool:
-        return _is_boolean
-    if hint is str:
-        return _is_text
+def _check_of(
+    hint: Any,
+    about: Mapping[str, Any],
+    choices: Callable[[], Iterable[object]],
+    *,
+    listed: bool,
+    table: type[Table] | None,
+) -> Check:
+    if table is not None:
+        return _are_tables if listed else is_table
+    if listed:
+        return are_texts
+    if choices():
+        return one_of(choices)
     if about["low"] is not None:
-        integer = hint is int
-        return _within(about["low"], about["high"], integer=integer)
-    return _one_of(lambda: _literals(hint))
+        return within(about["low"], about["high"], integer=hint is int)
+    if hint not in (bool, str):
+        raise TypeError(f"a key of type {hint} needs bounds, choices or a check of its own")
+    return is_boolean if hint is bool else is_text
 
 
 def _literals(hint: Any) -> tuple[object, ...]:
@@ -226,48 +231,7 @@ def _literals(hint: Any) -> tuple[object, ...]:
         return get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return tuple(value for part in get_args(hint) for value in _literals(part))
-    raise TypeError(f"a key of type {hint} needs bounds, choices or a check of its own")
-
-
-def _one_of(choices: Callable[[], Iterable[object]]) -> Check:
-    def check(value: object) -> str | None:
-        known = list(choices())
-        # True == 1 in Python; a recipe that says bits = true is a mistake.
-        if any(value == other and type(value) is type(other) for other in known):
-            return None
-        shown = [json.dumps(other) for other in known]
-        return f"must be {', '.join(shown[:-1])} or {shown[-1]}"
-
-    return check
-
-
-def _within(low: float, high: float, *, integer: bool) -> Check:
-    article = "an integer" if integer else "a number"
-    bounds = f"{_shown(low)} to {_shown(high)}"
-
-    def check(value: object) -> str | None:
-        number = isinstance(value, int if integer else (int, float))
-        right = number and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator]
-        return None if right else f"must be {article} from {bounds}"
-
-    return check
-
-
-def _shown(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-def _is_boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else "must be true or false"
-
-
-def _is_text(value: object) -> str | None:
-    return None if isinstance(value, str) else "must be a text"
-
-
-def _are_texts(value: object) -> str | None:
-    right = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return None if right else "must be a list of texts"
+    return ()
 
 
 def _are_tables(value: object) -> str | None:

@@ -53,38 +53,48 @@ def resolve(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for ending in METHODS:
         if name.endswith(f"_{ending}"):
             base, method = name.removesuffix(f"_{ending}"), ending
-    found = _file_and_bits(base)
+    found = _table_and_bits(base)
     if found is None:
         raise RecipeError(_unknown(name))
-    file, changes = found
+    table, changes = found
     if method:
         changes["reconstruction.method"] = method
-    return tomllib.loads(_text(file)), changes
+    return table, changes
 
 
-def _file_and_bits(name: str) -> tuple[str, dict[str, Any]] | None:
+def _table_and_bits(name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The file of the same form, and the bits that its name asks for instead."""
     if name in file_names():
-        return name, {}
+        return _table(name), {}
     form = re.fullmatch(_FORM, name)
     if form is None:
         return None
     weights, activations, kept = form.groups()
-    if activations == "32":
-        return (f"w4a4{kept}" if kept else "w4a32"), {"weights.bits": int(weights)}
-    bits = {"weights.bits": int(weights), "activations.bits": int(activations)}
-    return (f"w4a4{kept}" if kept else "w4a8"), bits
+    table = _table(f"w4a4{kept}" if kept else "w4a8")
+    bits: dict[str, Any] = {"weights.bits": int(weights)}
+    if activations != "32":
+        return table, {**bits, "activations.bits": int(activations)}
+    # No override may quantize an activation where all stay float.
+    kept_weights = [
+        {key: value for key, value in override.items() if key not in ("activations", "inputs")}
+        for override in table.get("overrides", [])
+    ]
+    return {**_table("w4a32"), "overrides": kept_weights}, bits
 
 
 def _unknown(name: str) -> str:
     known = file_names()
     start = name.rpartition("_")[0]
-    begun = start if _file_and_bits(start) is not None else ""
+    begun = start if _table_and_bits(start) is not None else ""
     offered = [*known, *(f"{begun}_{method}" for method in METHODS if begun)]
     return (
         f"unknown recipe {name!r}: known are {', '.join(known)} and {GRAMMAR}, each also with "
         f"{', '.join(f'_{method}' for method in METHODS)} behind it{nearest(name, offered)}"
     )
+
+
+def _table(file: str) -> dict[str, Any]:
+    return tomllib.loads(_text(file))
 
 
 def _text(file: str) -> str:

@@ -44,12 +44,15 @@ def test_tables_in_tables_read_back_equal() -> None:
     assert made.names == ("a",)
     assert made.several == (Inner(1), Inner(2))
     assert Outer.from_dict(made.to_dict()) == made
+    assert Outer(inner={"width": 3}) == Outer(inner=Inner(3))  # type: ignore[arg-type]
+    assert Outer(inner={"width": 3}) == Outer(inner=Inner(3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"shap": 8}, "unknown key 'shap' in the recipe; did you mean 'shape'"),
+        ({"shape": "rund"}, "must be \"round\" or 8, got 'rund'; did you mean 'round'"),
         ({"inner": 3}, "inner must be a table, got 3"),
         ({"inner": {"width": 9}}, "inner.width must be an integer from 1 to 4, got 9"),
         ({"several": [{}, {"wide": 1}]}, r"unknown key 'wide' in several\[1\]"),

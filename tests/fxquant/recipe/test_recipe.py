@@ -73,6 +73,19 @@ def test_names_follow_a_grammar(
     assert recipe.overrides == Recipe.named(file).overrides
 
 
+@pytest.mark.parametrize("ending", ["_head_stem8", "_first_last8"])
+def test_32_keeps_every_activation_float(ending: str) -> None:
+    recipe = Recipe.named(f"w3a32{ending}")
+    for position, bits in (("first", 8), ("", 3), ("last", 8)):
+        layer = ("conv", "Conv2d", position)
+        weight = recipe.spec_for_weight(*layer)
+        assert weight is not None
+        assert weight.bits == bits
+        assert recipe.spec_for_output(*layer) is None
+        assert recipe.spec_for_input(*layer) is None
+    assert recipe.spec_for_network_input() is None
+
+
 def test_the_grammar_is_told_with_every_method() -> None:
     told = names.grammar()
     assert all(f"\n  {method}" in told for method in METHODS)
