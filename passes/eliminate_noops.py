@@ -122,8 +122,8 @@ def _keeps_shape(node: fx.Node, source: fx.Node) -> bool:
         dim = size.args[1]
         return size.args[0] is source and isinstance(dim, int) and dim % len(shape) == axis
 
-    # One item may be worked out from the others; a batch size written as a number proves nothing.
-    if sum(size == -1 for size in shape) > 1 or not (shape[0] == -1 or own_size(0)):
+    # A batch size written as a number proves nothing.
+    if not (shape[0] == -1 or own_size(0)):
         return False
     return all(
         own_size(axis) or shape[axis] in (-1, info.shape[axis]) for axis in range(1, len(shape))
@@ -167,7 +167,8 @@ def _window_of_one(node: fx.Node, source: fx.Node) -> bool:
         return isinstance(values, tuple) and all(value == number for value in values)
 
     plain = not node.kwargs.get("return_indices") and node.kwargs.get("divisor_override") is None
-    return plain and each("kernel_size", 1) and each("stride", 1) and each("padding", 0)
+    # A window of one has no room for padding: torch refuses it.
+    return plain and each("kernel_size", 1) and each("stride", 1)
 
 
 def _positive_already(node: fx.Node, source: fx.Node) -> bool:

@@ -150,7 +150,7 @@ def _why_not_in_front(
     layer_node: Any, node: fx.Node, norm: nn.Module, allowed: set[fx.Node], sites: dict[str, int]
 ) -> str | None:
     layer = find_layer(layer_node)
-    if layer is None or layer_node.args[:1] != (node,):
+    if layer is None:
         return "feeds no convolution or linear layer alone"
     if isinstance(layer, nn.Linear):
         info = tensor_info(node)

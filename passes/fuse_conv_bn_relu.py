@@ -58,7 +58,7 @@ class FuseConvBnRelu(Pass):
         self.residual = residual
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
-        """One sweep in execution order; a layer that takes a residual in takes its ReLU too."""
+        """Visit every node once; a layer that takes a residual in takes its ReLU too."""
         rewriter = Rewriter(graph_module)
         sites = call_sites(graph_module.graph)
         position = {node: index for index, node in enumerate(graph_module.graph.nodes)}

@@ -36,7 +36,7 @@ class InferRanges(Pass):
     after = (Canonicalize, FoldBatchNorm, FuseConvBnRelu)
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
-        """One sweep in execution order; what an earlier run found is found anew."""
+        """Visit every node once, in execution order; what an earlier run found is found anew."""
         annotated = any("tensor" in node.meta for node in graph_module.graph.nodes)
         notes = []
         for node in graph_module.graph.nodes:

@@ -1,4 +1,4 @@
-"""The one place that mutates a graph: it keeps meta, provenance and readable names."""
+"""Edits of a graph that keep meta, provenance and readable names."""
 
 from __future__ import annotations
 

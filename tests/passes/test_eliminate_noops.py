@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from passes.canonicalize import Canonicalize
 from passes.eliminate_noops import EliminateNoops
-from tests.passes.checking import Checked, Function, check
+from tests.passes.checking import Checked, Function, check, float_graph
 
 
 def run(function: Any) -> Checked:
@@ -65,7 +65,6 @@ def test_erases(noop: str) -> None:
 KEPT = {
     "strided pooling of one": nn.MaxPool2d(1, 2),
     "another type": lambda x: x.double(),
-    "integer times one": lambda x: x.long() * 1.0,
     "reshape with a fixed batch": lambda x: x.view(2, 4, 6, 6),
     "reshape that mixes": lambda x: x.view(-1, 2, 4, 36),
     "squeeze of the batch": lambda x: x.squeeze(0),
@@ -74,12 +73,20 @@ KEPT = {
     "padding": lambda x: F.pad(x, (0, 1)),
     "plus one": lambda x: x + 1,
     "transposition of equal sizes": lambda x: x.permute(0, 1, 3, 2),
+    "rounded division by one": lambda x: torch.div(x, 1, rounding_mode="floor"),
+    "pooling of one with its indices": lambda x: F.max_pool2d(x, 1, return_indices=True)[0],
+    "average of one over two": lambda x: F.avg_pool2d(x, 1, divisor_override=2),
+    "reshape to the batch of another": lambda x: x.view(x[:2].size(0), 4, 6, 6),
 }
 
 
 @pytest.mark.parametrize("kept", KEPT)
 def test_keeps(kept: str) -> None:
     assert len(run(KEPT[kept]).operations) > 2
+
+
+def test_keeps_an_integer_times_a_float() -> None:
+    assert run(lambda x: x.long() * 1.0).operations["mul"] == 1
 
 
 def test_erases_relu_after_relu() -> None:
@@ -104,3 +111,21 @@ def test_may_leave_nothing() -> None:
             return input_1""",
         modified=True,
     )
+
+
+def test_keeps_a_dropout_in_training_mode() -> None:
+    graph_module = float_graph(nn.Sequential(nn.Tanh(), nn.Dropout(0.0)))
+    graph_module.get_submodule("1").train()
+    found = check(EliminateNoops(), graph_module, torch.randn(1, 3), modified=False)
+    assert found.operations == {"tanh": 1, "dropout": 1}
+
+
+class Doubled(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def test_keeps_what_only_derives_from_identity() -> None:
+    graph_module = float_graph(nn.Sequential(nn.Tanh(), nn.Identity()))
+    graph_module.set_submodule("1", Doubled())
+    check(EliminateNoops(), graph_module, torch.randn(1, 3), modified=False)

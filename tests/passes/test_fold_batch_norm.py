@@ -225,6 +225,12 @@ def test_declines_a_convolution_without_batch_dim() -> None:
     assert found.reasons == ("conv has no batch dim",)
 
 
+def test_declines_in_front_of_a_convolution_without_batch_dim() -> None:
+    model = bn_conv(batch_norm(4, 1), nn.Conv2d(3, 2, 1))
+    found = check(FoldBatchNorm(), annotated(model, torch.randn(3, 4, 5)), torch.randn(3, 4, 5))
+    assert found.reasons == ("conv has no batch dim",)
+
+
 def test_declines_a_linear_layer_of_unknown_rank() -> None:
     result = FoldBatchNorm().run(float_graph(conv_bn(nn.Linear(5, 4), batch_norm(4, 1))))
     assert [decline.reason for decline in result.declines] == ["the rank of conv is not known"]
@@ -239,12 +245,15 @@ def test_declines_layers_that_do_more_than_their_class() -> None:
     hooked = nn.Conv2d(3, 4, 3)
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    early = nn.Conv2d(3, 4, 3)
+    early.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
     reasons = []
-    for layer in (hooked, normed, DoubledConv2d(3, 4, 3)):
+    for layer in (hooked, early, normed, DoubledConv2d(3, 4, 3)):
         graph_module = annotated(conv_bn(nn.Conv2d(3, 4, 3), batch_norm(4)), image())
         graph_module.conv = layer.eval()
         reasons += [decline.reason for decline in FoldBatchNorm().run(graph_module).declines]
     assert reasons == [
+        "conv: it has forward hooks",
         "conv: it has forward hooks",
         "conv: its parameters are parametrized",
         "conv: DoubledConv2d overrides the forward of Conv2d",

@@ -149,3 +149,12 @@ def test_result_stands_in_the_module_that_it_belongs_to() -> None:
     (constant,) = [node for node in graph_module.graph.nodes if node.op == "get_attr"]
     assert str(constant.target) == "0.getitem"
     assert constant.meta["module_path"] == "0"
+
+
+def test_leaves_a_layer_in_training_mode_to_the_run() -> None:
+    model = Function(lambda self, x: x + self.norm(self.weight), norm=nn.BatchNorm1d(4))
+    model.weight = nn.Parameter(torch.randn(3, 4))
+    graph_module = float_graph(model)
+    graph_module.get_submodule("norm").train()
+    found = check(FoldConstants(), graph_module, torch.randn(3, 4), modified=False)
+    assert found.operations == {"add": 1, "batchnorm1d": 1}

@@ -297,3 +297,14 @@ def test_fuses_inside_blocks_only() -> None:
             relu_3 = relu(head, inplace=False)             f32[1,3,8,8]
             return relu_3""",
     )
+
+
+def test_an_addition_takes_in_no_relu6() -> None:
+    model = make(lambda self, x: F.relu6(torch.add(torch.sin(x), x)))
+    check(FuseConvBnRelu(), model, image(), modified=False)
+
+
+def test_declines_a_layer_that_is_called_by_keyword() -> None:
+    model = make(lambda self, x: F.relu(self.conv(input=x)), conv=conv())
+    found = check(FuseConvBnRelu(), model, image(), modified=False)
+    assert found.reasons == ("conv is not called in canonical form",)
