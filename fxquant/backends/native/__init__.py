@@ -1,0 +1,1 @@
+"""Target native: C++ of our own, compiled on the machine that runs it."""
