@@ -1,4 +1,8 @@
-"""What a quantized value looks like: `QuantSpec` before its range is known, `QParams` after."""
+"""What a quantized value looks like: `QuantSpec` before its range is known, `QParams` after.
+
+More than 300 lines, because a spec, the observers that it names and the numbers that it becomes
+are one contract that is read at once.
+"""
 
 from __future__ import annotations
 

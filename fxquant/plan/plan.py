@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxquant.errors import CompileError
 from fxquant.plan.dynamic import check_dynamic, dynamic_refusal
 from fxquant.plan.integers_only import between_integers, refuse_floats
 from fxquant.plan.node_recipe import NodeRecipe
@@ -54,6 +55,17 @@ class Plan:
     def runs_on_integers(self, node: fx.Node) -> bool:
         """Whether `node` is an operation that was not left in float."""
         return node.name in self.kinds and node.name not in self.reasons
+
+    def check(self, graph: fx.Graph) -> None:
+        """Raise CompileError where the plan names a node that `graph` does not have."""
+        values = (name for site in self.values for name in site.nodes)
+        there = {node.name for node in graph.nodes}
+        names = (*self.kinds, *values, *self.weights, *self.dynamic, *self.forms)
+        if missing := [name for name in dict.fromkeys(names) if name not in there]:
+            raise CompileError(
+                f"plan: the graph has no nodes {', '.join(missing[:3])} ({len(missing)} of "
+                f"{len(set(names))} names): make the plan of the graph that it is used with"
+            )
 
 
 def make_plan(graph_module: fx.GraphModule, recipe: Recipe) -> Plan:

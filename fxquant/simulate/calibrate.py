@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.errors import CalibrationError
-from fxquant.frontend.trace import count_inputs
+from fxquant.frontend.inputs import count_inputs
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
 
 __all__ = ["CalibrationSet", "calibrate"]

@@ -25,8 +25,9 @@ def to_integer(simulated: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """Build the integer graph of a calibrated simulated graph.
 
     Every integer node carries its `Grid` in ``meta["grid"]`` and the simulated node that it
-    stands for in ``meta["simulated"]``.
+    stands for in ``meta["simulated"]``. Raises CompileError where the plan is another graph's.
     """
+    plan.check(simulated.graph)
     conversion = Conversion(simulated, plan)
     for node in simulated.graph.nodes:
         conversion.current = node

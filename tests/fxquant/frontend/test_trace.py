@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.errors import CalibrationError, ModelError, TraceError
+from fxquant.frontend.inputs import count_inputs
 from fxquant.frontend.prepare import FloatLeaf
-from fxquant.frontend.trace import count_inputs, trace
+from fxquant.frontend.trace import trace
 from passes import Canonicalize, EliminateNoops, SplitSharedModules
 from passes.infra.verify import run_and_annotate
 from tests.fxquant.tracing import IMAGE, same, targets

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.errors import CompileError
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.plan.value_sites import ValueSite
 from fxquant.recipe import Recipe
@@ -149,3 +151,10 @@ def test_integers_of_the_model_are_not_quantized() -> None:
     plan = planned(model, None, torch.zeros(1, 2, dtype=torch.int64))
     assert plan.reasons["add"] == "x holds int64, not float32"
     assert plan.values == ()
+
+
+def test_a_plan_of_another_graph_is_refused() -> None:
+    plan = planned(module(lambda self, x: self.conv(x), conv=conv()))
+    other = float_graph(module(lambda self, x: self.layer(x), layer=conv()))
+    with pytest.raises(CompileError, match=r"the graph has no nodes conv \(1 of 2 names\)"):
+        plan.check(other.graph)
