@@ -26,7 +26,8 @@ class DeferSoftmaxDivision(Pass):
     On one grid for the tensor, a row whose attention is spread over 200 tokens has probabilities
     of two or three steps; its numerators reach the largest code in every row.
 
-    `where(softmax)` says which. Declines where the probabilities are read by anything else.
+    `where(softmax)` says which. Declines where the probabilities are read by anything else, or
+    stand behind the values.
     """
 
     exact = True
@@ -47,8 +48,11 @@ class DeferSoftmaxDivision(Pass):
             if not products or not _is_last(node):
                 continue
             product = products[0]
-            if len(readers) > 1 or product.args[0] is not node:
+            if len(readers) > 1:
                 declines.append(Decline.at(node, f"is read by {len(readers)} operations"))
+                continue
+            if product.args[0] is not node:
+                declines.append(Decline.at(node, f"is the second operand of {product.name}"))
                 continue
             numerators = rewriter.replace_call(
                 node, softmax_numerators, tuple(node.all_input_nodes)

@@ -13,7 +13,8 @@ from passes.infra.base import Pass, PassResult
 from passes.infra.stored import get_tensor, module_of
 from passes.layers.fused_layer import FusedLayer
 from passes.ranges.intervals import UNBOUNDED, Interval
-from passes.ranges.rules import RULES, range_of
+from passes.ranges.operands import range_of
+from passes.ranges.rules import RULES
 
 __all__ = ["InferRanges", "Interval", "is_non_negative", "range_of"]
 

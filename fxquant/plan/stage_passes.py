@@ -7,21 +7,16 @@ from torch import fx, nn
 
 from fxquant.plan.operations import layer_of
 from fxquant.recipe import Recipe
-from passes import (
-    Canonicalize,
-    DecomposeAttention,
-    DeferSoftmaxDivision,
-    EliminateNoops,
-    FoldBatchNorm,
-    FoldConstants,
-    FuseConvBnRelu,
-    InferRanges,
-    InsideBlocks,
-    Pass,
-    SplitSharedModules,
-    add_relu,
-    module_path,
-)
+from passes import InsideBlocks, Pass, add_relu, module_path
+from passes.canonicalize import Canonicalize
+from passes.decompose_attention import DecomposeAttention
+from passes.defer_softmax_division import DeferSoftmaxDivision
+from passes.eliminate_noops import EliminateNoops
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
+from passes.fuse_conv_bn_relu import FuseConvBnRelu
+from passes.infer_ranges import InferRanges
+from passes.split_shared_modules import SplitSharedModules
 
 __all__ = ["canonical_passes", "fusing_passes"]
 

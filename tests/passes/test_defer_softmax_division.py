@@ -49,6 +49,17 @@ def test_probabilities_that_are_read_twice_are_declined() -> None:
     assert found.reasons == ("is read by 2 operations",)
 
 
+def test_probabilities_as_the_second_operand_are_declined() -> None:
+    model = Function(lambda self, x: x @ torch.softmax(x, -1))
+    found = check(DeferSoftmaxDivision(), model, scores(), first=FIRST, modified=False)
+    assert found.reasons == ("is the second operand of matmul",)
+
+
+def test_a_softmax_over_another_dim_stays() -> None:
+    model = Function(lambda self, x: torch.softmax(x, -2) @ x)
+    check(DeferSoftmaxDivision(), model, scores(), first=FIRST, modified=False)
+
+
 def test_a_softmax_that_no_product_reads_stays() -> None:
     check(
         DeferSoftmaxDivision(),
