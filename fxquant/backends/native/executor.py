@@ -1,0 +1,132 @@
+"""What runs an integer graph natively: plans for the shapes that come, built once each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxquant.backends.native.build import build, stored
+from fxquant.backends.native.library import Program
+from fxquant.backends.native.lowerings import LOWERINGS
+from fxquant.backends.native.planner import Plan, Planner
+from fxquant.backends.native.program import to_bytes
+from fxquant.backends.native.schedule import place_buffers, set_barriers
+from fxquant.backends.native.unit import unit_text
+
+__all__ = ["Segment", "compile_segment", "propagate"]
+
+_PLANNED_BATCH = 2
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps what every node gives."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.found[n] = result
+        return result
+
+
+def propagate(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    """What every node of a graph gives for inputs of these shapes, tensors as fake tensors."""
+    shapes = _Shapes(graph_module)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = [
+            torch.empty(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x for x in inputs
+        ]
+        shapes.run(*fakes)
+    return shapes.found
+
+
+def _is_scaled(one: Any, more: Any, low: int, high: int) -> bool:
+    """Whether a value of `low` samples grows to that of `high` ones in dimension 0 alone."""
+    if isinstance(one, Tensor):
+        if one.dim() == 0 or one.shape[1:] != more.shape[1:]:
+            return False
+        return one.shape[0] * high == more.shape[0] * low and one.shape[0] % low == 0
+    if isinstance(one, (tuple, list)):
+        return all(_is_scaled(a, b, low, high) for a, b in zip(one, more, strict=True))
+    return True
+
+
+@dataclass(eq=False)
+class Segment:
+    """A native program: `batch` samples are planned; None where the plan is for one shape alone."""
+
+    program: Program
+    plan: Plan
+    arena: int
+    total: int
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run on tensors of any strides; the results are dense."""
+        dense = [x.detach().contiguous() for x in inputs]
+        plan = self.plan
+        batch = 1
+        if plan.batch is not None:
+            batch = dense[0].shape[0] * plan.batch // plan.inputs[0].shape[0]
+        outputs = []
+        for port in plan.outputs:
+            shape = list(port.shape)
+            if plan.batch is not None:
+                shape[0] = shape[0] // plan.batch * batch
+            outputs.append(torch.empty(shape, dtype=port.dtype))
+        self.program.run(batch, dense, outputs)
+        return tuple(outputs)
+
+
+def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Segment:
+    """Plan, build and load a graph whose output is a tuple of tensors."""
+    plan = make_plan(graph_module, inputs)
+    arena = place_buffers(plan)
+    set_barriers(plan)
+    data = to_bytes(plan, arena)
+    text = unit_text(step.kernel for step in plan.steps)
+    library = build(text)
+    program = stored(f"{hashlib.sha256(data).hexdigest()[:40]}.bin", data)
+    return Segment(Program(library, program), plan, arena.size, arena.total)
+
+
+def make_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Plan:
+    """For any batch where dimension 0 counts samples everywhere, else for these shapes alone."""
+    batched = _planned_for_any_batch(graph_module, inputs)
+    if batched is not None:
+        return Planner(graph_module, batched, LOWERINGS, _PLANNED_BATCH).plan()
+    return Planner(graph_module, propagate(graph_module, inputs), LOWERINGS, None).plan()
+
+
+def _planned_for_any_batch(
+    graph_module: fx.GraphModule, inputs: Sequence[Any]
+) -> dict[fx.Node, Any] | None:
+    def samples(number: int) -> list[Any]:
+        return [
+            torch.empty(number, *x.shape[1:], dtype=x.dtype, device="meta")
+            if isinstance(x, Tensor)
+            else x
+            for x in inputs
+        ]
+
+    if any(isinstance(x, Tensor) and x.dim() == 0 for x in inputs):
+        return None
+    try:
+        low = propagate(graph_module, samples(_PLANNED_BATCH))
+        high = propagate(graph_module, samples(_PLANNED_BATCH + 1))
+    except Exception:  # Whatever does not run with another batch is planned for its own.
+        return None
+    for node, value in low.items():
+        if node.op in ("get_attr", "output"):
+            continue
+        if not _is_scaled(value, high[node], _PLANNED_BATCH, _PLANNED_BATCH + 1):
+            return None
+    return low

@@ -1,0 +1,67 @@
+"""Which function lowers which operation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fxquant.backends.native import elementwise, layers, movement, windows
+from fxquant.backends.native.planner import Lower
+
+__all__ = ["LOWERINGS"]
+
+OPS: Any = torch.ops.fxquant
+
+LOWERINGS: Mapping[Any, Lower] = {
+    OPS.quantize.default: elementwise.lower_quantize,
+    OPS.dequantize.default: elementwise.lower_dequantize,
+    OPS.requantize.default: elementwise.lower_requantize,
+    OPS.lookup.default: elementwise.lower_lookup,
+    OPS.add.default: elementwise.lower_pair,
+    OPS.mul.default: elementwise.lower_pair,
+    OPS.mul_accumulate.default: elementwise.lower_pair,
+    OPS.add_rescaled.default: elementwise.lower_add_rescaled,
+    OPS.channel_affine.default: elementwise.lower_channel_affine,
+    OPS.rescale.default: elementwise.lower_rescale,
+    OPS.conv.default: layers.lower_layer,
+    OPS.conv_transpose.default: layers.lower_layer,
+    OPS.linear.default: layers.lower_layer,
+    OPS.conv_accumulate.default: layers.lower_layer,
+    OPS.linear_accumulate.default: layers.lower_layer,
+    OPS.max_pool.default: windows.lower_windows,
+    OPS.avg_pool.default: windows.lower_windows,
+    OPS.adaptive_avg_pool.default: windows.lower_windows,
+    OPS.mean.default: windows.lower_windows,
+    OPS.sum_accumulate.default: windows.lower_windows,
+    torch.cat: movement.lower_cat,
+    torch.stack: movement.lower_cat,
+    torch.channel_shuffle: movement.lower_shuffle,
+    operator.getitem: movement.lower_item,
+    **dict.fromkeys(
+        (
+            torch.reshape,
+            torch.flatten,
+            torch.unflatten,
+            torch.permute,
+            torch.transpose,
+            torch.chunk,
+            torch.split,
+            torch.squeeze,
+            torch.unsqueeze,
+            torch.roll,
+            torch.flip,
+            torch.narrow,
+            torch.select,
+            F.pad,
+            F.interpolate,
+            "reshape",
+            "expand",
+            "contiguous",
+        ),
+        movement.lower_movement,
+    ),
+}

@@ -1,0 +1,137 @@
+"""A plan as the bytes of a file: what `kernels/runtime.h` maps and runs."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any
+
+import numpy
+
+from fxquant.backends.native.arena import Arena
+from fxquant.backends.native.params import params_type
+from fxquant.backends.native.planner import Plan
+from fxquant.backends.native.steps import Count, Pointer, type_number
+
+__all__ = ["to_bytes"]
+
+_MAGIC = 0x31544E5158465E
+_HEADER = struct.Struct("<17Q")
+_STEP = struct.Struct("<IIQ")
+_RELOCATION = struct.Struct("<IIQqq")
+_PORT = struct.Struct("<iiq8q")
+_SERIAL, _BARRIER = 1, 2
+_WHOLE_BATCH = 1
+_TO_ARENA, _TO_CONSTANT, _TO_INPUT, _TO_OUTPUT, _COUNT_64, _COUNT_32 = range(6)
+_PLACES = {"arena": _TO_ARENA, "constant": _TO_CONSTANT, "input": _TO_INPUT, "output": _TO_OUTPUT}
+_ALIGNMENT = 64
+
+
+def to_bytes(plan: Plan, arena: Arena) -> bytes:
+    """The whole file; buffers must have their places."""
+    constants = _constants(plan)
+    kernels = sorted({step.kernel for step in plan.steps})
+    params = bytearray()
+    relocations: list[bytes] = []
+    steps: list[bytes] = []
+    for step in plan.steps:
+        flags = (_SERIAL if step.serial else 0) | (_BARRIER if step.barrier else 0)
+        steps.append(_STEP.pack(kernels.index(step.kernel), flags, len(params)))
+        kind = params_type(step.kernel)
+        block = kind()
+        known = dict(kind._fields_)  # type: ignore[misc]
+        for name, value in step.fields.items():
+            _set(block, known, name, value, len(params), relocations, plan)
+        params += bytes(block)
+        params += bytes(-len(params) % 8)
+    ports = b"".join(_port(port, plan.batch) for port in (*plan.inputs, *plan.outputs))
+    names = b"".join(kernel.encode() + b"\0" for kernel in kernels)
+    body = bytearray()
+    offsets = []
+    for part in (b"".join(steps), bytes(params), b"".join(relocations), names, ports, constants):
+        body += bytes(-(len(body) + _HEADER.size) % _ALIGNMENT)
+        offsets.append(len(body) + _HEADER.size)
+        body += part
+    at_steps, at_params, at_relocations, at_names, at_ports, at_constants = offsets
+    whole_batch = _WHOLE_BATCH if plan.whole_batch or plan.batch is None else 0
+    header = (
+        _MAGIC,
+        _HEADER.size + len(body),
+        _checksum(bytes(body)),
+        at_steps,
+        len(steps),
+        at_params,
+        len(params),
+        at_relocations,
+        len(relocations),
+        at_names,
+        len(kernels),
+        at_ports,
+        len(plan.inputs),
+        len(plan.outputs),
+        at_constants,
+        arena.size,
+        whole_batch,
+    )
+    return _HEADER.pack(*header) + bytes(body)
+
+
+def _constants(plan: Plan) -> bytes:
+    data = bytearray()
+    for buffer, raw in plan.constants:
+        data += bytes(-len(data) % _ALIGNMENT)
+        buffer.offset = len(data)
+        data += raw
+    return bytes(data)
+
+
+def _set(
+    block: ctypes.Structure,
+    known: dict[str, Any],
+    name: str,
+    value: Any,
+    start: int,
+    relocations: list[bytes],
+    plan: Plan,
+) -> None:
+    if name not in known:
+        raise KeyError(f"{type(block).__name__} has no field {name}")
+    if value is None:
+        return
+    field = start + getattr(type(block), name).offset
+    if isinstance(value, Pointer):
+        buffer = value.buffer
+        kind = _PLACES[buffer.place]
+        each = 0
+        base = value.offset
+        if buffer.place == "constant":
+            base += buffer.offset
+        elif buffer.place == "arena":
+            # With a fixed batch the program counts as one sample.
+            each = buffer.offset
+        elif plan.batch is not None:
+            each = buffer.size // plan.batch
+        relocations.append(_RELOCATION.pack(kind, max(buffer.port, 0), field, base, each))
+    elif isinstance(value, Count):
+        wide = known[name] is ctypes.c_int64
+        kind = _COUNT_64 if wide else _COUNT_32
+        relocations.append(_RELOCATION.pack(kind, 0, field, 0, value.each))
+    else:
+        setattr(block, name, value)
+
+
+def _port(port: Any, batch: int | None) -> bytes:
+    shape = list(port.shape)
+    each = 0
+    if batch is not None:
+        shape[0] //= batch
+        each = shape[0]
+    return _PORT.pack(type_number(port.dtype), len(shape), each, *shape, *([0] * (8 - len(shape))))
+
+
+def _checksum(data: bytes) -> int:
+    """The sum of all words of 8 bytes, and their sum weighted by position; zeros fill the last."""
+    words = numpy.frombuffer(data + bytes(-len(data) % 8), dtype="<u8")
+    places = numpy.arange(1, len(words) + 1, dtype="<u8")
+    plain, weighted = int(words.sum(dtype="<u8")), int((words * places).sum(dtype="<u8"))
+    return (plain * 0x9E3779B97F4A7C15 + weighted) % 2**64
