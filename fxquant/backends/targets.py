@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxquant.backends.native.target import Native
 from fxquant.backends.reference.target import Reference
 from fxquant.backends.target import Target
 from fxquant.backends.x86.target import X86
@@ -11,6 +12,7 @@ __all__ = ["TARGETS", "available_targets", "find_target"]
 
 _ALL: tuple[Target, ...] = (
     X86(),
+    Native(),
     Reference(),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from fxquant.backends.native.params import KERNELS_FOLDER
@@ -15,8 +14,17 @@ from fxquant.errors import TargetError
 
 __all__ = ["build", "cache_folder", "compiler", "stored", "why_unavailable"]
 
-FLAGS = ("-O2", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC",
-         "-fvisibility=hidden", "-pthread", "-w")
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-w",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _LAST_LINES = 15
 _PACKAGES = (
@@ -28,7 +36,10 @@ _PACKAGES = (
 def compiler() -> str | None:
     """The C++ compiler: ``$CXX``, else the first of c++, g++ and clang++ that there is."""
     named = os.environ.get("CXX")
-    return next((found for name in ((named,) if named else _COMPILERS) if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ((named,) if named else _COMPILERS) if (found := shutil.which(name))),
+        None,
+    )
 
 
 def why_unavailable() -> str | None:
@@ -74,7 +85,7 @@ def stored(name: str, data: bytes) -> Path:
     return path
 
 
-def build(text: str, kernels: Iterable[str] = ()) -> Path:
+def build(text: str) -> Path:
     """The shared library of a translation unit, from the cache or from the compiler.
 
     Raises TargetError without a compiler, and with the compiler's last lines where it fails.

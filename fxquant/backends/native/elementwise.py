@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant import integer
-from fxquant.backends.native.planner import Planner, Unsupported
+from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import Pointer, type_number
 from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.rounding import float32_scalar, rescale_factor
@@ -24,7 +23,6 @@ __all__ = [
     "lower_lookup",
     "lower_pair",
     "lower_quantize",
-    "lower_requantize",
     "lower_rescale",
 ]
 
@@ -91,7 +89,7 @@ def _plain(
     extra = [] if channels is None else [channels]
     loops = planner.loops(y.shape, y.strides, *strides, *extra)
     if loops is None:
-        raise Unsupported(planner.current, "a tensor of too many dimensions")
+        raise UnsupportedError(planner.current, "a tensor of too many dimensions")
     shape, y_strides, *rest = loops
     all_fields = {
         "y": planner.at(y),
@@ -122,7 +120,7 @@ def lower_quantize(planner: Planner, node: fx.Node) -> Value:
     arguments = operator_arguments(node)
     x = planner.value(arguments["x"])
     if x.dtype != torch.float32:
-        raise Unsupported(node, f"it quantizes {x.dtype}")
+        raise UnsupportedError(node, f"it quantizes {x.dtype}")
     y = planner.allocate(x)
     inverse = float(float32_scalar(1.0) / float32_scalar(arguments["scale"]))
     fields = {"inverse": inverse, **codes_fields(arguments)}
@@ -166,6 +164,7 @@ def _planar(planner: Planner, y: Value, x: Value) -> Loops | None:
 
 
 def lower_dequantize(planner: Planner, node: fx.Node) -> Value:
+    """Codes to floats, written where and how they are read."""
     arguments = operator_arguments(node)
     x = planner.value(arguments["q"])
     y = planner.allocate(x)
@@ -192,25 +191,6 @@ def lower_dequantize(planner: Planner, node: fx.Node) -> Value:
     return y
 
 
-def lower_requantize(planner: Planner, node: fx.Node) -> Value:
-    """Of 8-bit codes a table does it."""
-    arguments = operator_arguments(node)
-    x = planner.value(arguments["x"])
-    if planner.is_done(node):
-        return x
-    y = planner.allocate(x)
-    if x.dtype == y.dtype == torch.uint8:
-        codes = torch.arange(256, dtype=torch.uint8)
-        table = integer.requantize(codes, **{k: v for k, v in arguments.items() if k != "x"})
-        return _lookup(planner, x, table, y)
-    multiplier = float(rescale_factor(arguments["x_scale"], arguments["scale"]))
-    fields = codes_fields(arguments) | {
-        "multiplier": multiplier,
-        "x_zero_point": arguments["x_zero_point"],
-    }
-    return _plain(planner, "plain_requantize", {"x": x}, y, fields | _types({"x": x}, y))
-
-
 def lower_lookup(planner: Planner, node: fx.Node) -> Value:
     """A table; nothing where the kernel in front of it has looked up already."""
     arguments = operator_arguments(node)
@@ -226,7 +206,7 @@ def _lookup(planner: Planner, x: Value, table: Tensor, y: Value) -> Value:
     if loops is None or loops.strides[1][-1] not in (0, 1):
         spread = planner.loops(y.shape, y.strides, x.strides)
         if spread is None:
-            raise Unsupported(planner.current, "a tensor of too many dimensions")
+            raise UnsupportedError(planner.current, "a tensor of too many dimensions")
         fields |= {
             "x": planner.at(x),
             "y": planner.at(y),
@@ -308,6 +288,7 @@ def _fast_pair(
 
 
 def lower_add_rescaled(planner: Planner, node: fx.Node) -> Value:
+    """A sum of two branches, each rescaled by integers."""
     arguments = operator_arguments(node)
     a, b = planner.value(arguments["a"]), planner.value(arguments["b"])
     y = planner.allocate(a if a.shape == planner.shapes[node].shape else b)
@@ -324,6 +305,7 @@ def lower_add_rescaled(planner: Planner, node: fx.Node) -> Value:
 
 
 def lower_channel_affine(planner: Planner, node: fx.Node) -> Value:
+    """A factor and a summand for each channel."""
     arguments = operator_arguments(node)
     x = planner.value(arguments["x"])
     y = planner.allocate(x)
@@ -351,6 +333,7 @@ def lower_channel_affine(planner: Planner, node: fx.Node) -> Value:
 
 
 def lower_rescale(planner: Planner, node: fx.Node) -> Value:
+    """Accumulators back to codes, by integers."""
     arguments = operator_arguments(node)
     x = planner.value(arguments["x"])
     y = planner.allocate(x)
@@ -359,9 +342,13 @@ def lower_rescale(planner: Planner, node: fx.Node) -> Value:
     channels = [0] * len(y.shape)
     if number > 1:
         channels[arguments["axis"]] = 1
-    fields = codes_fields(arguments) | _types({"x": x}, y) | {
-        "x_zero_point": arguments["x_zero_point"],
-        "multiplier": planner.data(multiplier.expand(number).contiguous()),
-        "shift": planner.data(shift.expand(number).contiguous()),
-    }
+    fields = (
+        codes_fields(arguments)
+        | _types({"x": x}, y)
+        | {
+            "x_zero_point": arguments["x_zero_point"],
+            "multiplier": planner.data(multiplier.expand(number).contiguous()),
+            "shift": planner.data(shift.expand(number).contiguous()),
+        }
+    )
     return _plain(planner, "plain_rescale", {"x": x}, y, fields, channels)

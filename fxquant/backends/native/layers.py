@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends.native.packing import pack_conv, pack_depthwise, pack_lanes, pad_outputs
-from fxquant.backends.native.planner import Planner, Unsupported
+from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import Pointer, type_number
 from fxquant.backends.native.values import Border, Loops, Value
 from fxquant.integer.bounds import products_bound, shifted_weight, weight_reach
@@ -70,7 +70,7 @@ class Layer:
         return int(self.arguments["x_zero_point"])
 
     def fits_int32(self) -> bool:
-        """Whether no order of the sums of the codes themselves leaves int32, nor a real its range."""
+        """Whether sums of the codes themselves stay in int32, and reals where they round."""
         rows = self.weight.to(torch.float64).flatten(1)
         shift = self.bias - self.zero_point * rows.sum(1).to(torch.int64)
         if float((rows.abs().sum(1) * 255 + shift.abs()).max()) > _INT32:
@@ -124,7 +124,7 @@ def _output_fields(planner: Planner, layer: Layer) -> dict[str, Any]:
     if layer.kind != _CODES:
         return {"zero_point": 0, "lo": 0, "hi": 0}
     table = planner.table_behind()
-    fields = {
+    fields: dict[str, Any] = {
         "zero_point": int(arguments["zero_point"]),
         "lo": int(arguments["qmin"]),
         "hi": int(arguments["qmax"]),
@@ -231,9 +231,7 @@ def _convolution(planner: Planner, layer: Layer, x: Value) -> Value | None:
         return None
     is_line = layer.weight.dim() == 3
     arguments = layer.arguments
-    stride, padding, dilation = (
-        _four(arguments[key]) for key in ("stride", "padding", "dilation")
-    )
+    stride, padding, dilation = (_four(arguments[key]) for key in ("stride", "padding", "dilation"))
     if is_line:
         x = _as_image(x)
         halves = [half.unsqueeze(2) for half in halves]
@@ -358,11 +356,11 @@ def _has_border(x: Value, border: Border, zero: int) -> bool:
     image = buffer.image
     if image is None or buffer.filled != zero:
         return False
-    same = x.shape[2:] == tuple(image.shape[2:]) and x.strides[2:] == tuple(image.stride()[2:])
+    same = x.shape[2:] == tuple(image.shape[2:]) and x.strides[2:] == tuple(image.stride())[2:]
     # A slice of channels begins in the image's first pixel.
     first = x.tensor.storage_offset() - image.storage_offset()
     inside = 0 <= first < image.stride(3)
-    return same and inside and border | buffer.border == buffer.border
+    return bool(same and inside and border | buffer.border == buffer.border)
 
 
 # -- the plain one -------------------------------------------------------------------------
@@ -382,7 +380,7 @@ def _plain(planner: Planner, layer: Layer, x: Value) -> Value:
     else:
         dims = weight.dim() - 2
         if x.tensor.dim() != weight.dim():
-            raise Unsupported(planner.current, "an image without a batch")
+            raise UnsupportedError(planner.current, "an image without a batch")
         views = [_volume(v.tensor) for v in (x, y, residual) if v is not None]
         weight = weight.reshape(*weight.shape[:2], *([1] * (3 - dims)), *weight.shape[2:])
         spatial = [
@@ -460,4 +458,3 @@ def _rows_as_image(value: Value, batched: bool) -> Tensor:
     while inner.dim() < 5:
         inner = inner.unsqueeze(2)
     return inner
-

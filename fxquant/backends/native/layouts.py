@@ -62,7 +62,7 @@ class Layouts:
         return Value(meta.permute(back), Buffer("arena", meta.nbytes))
 
     def image(self, shape: Any, dtype: torch.dtype, border: Border) -> Value:
-        """[N, C, H, W] with its channels innermost; up to three channels take four bytes a pixel."""
+        """[N, C, H, W] with its channels innermost; fewer than four take four bytes a pixel."""
         channels = int(shape[1])
         pixel = 4 if channels < 4 and dtype.itemsize == 1 else channels
         if dtype.itemsize != 1:
@@ -74,6 +74,7 @@ class Layouts:
         return Value(tensor, buffer)
 
     def zero_point(self, node: fx.Node) -> int:
+        """What the border of a node's result holds."""
         grid = self.stands_for.get(node, node).meta.get("grid")
         return int(grid.zero_point) if grid is not None else 0
 

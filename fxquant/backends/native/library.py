@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,13 @@ def _load(path: Path) -> ctypes.CDLL:
     for name in ("fxquant_step_count", "fxquant_arena_size"):
         function = getattr(library, name)
         function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
-    run = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    run: list[Any] = [
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int,
+    ]
     library.fxquant_run.restype, library.fxquant_run.argtypes = ctypes.c_int, run
     library.fxquant_profile.restype = ctypes.c_int
     library.fxquant_profile.argtypes = [*run, ctypes.c_void_p]
@@ -48,7 +55,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class Program:
-    """A program in a file and the library that runs it; threads that call it have a context each."""
+    """A program in a file and the library that runs it; every calling thread has a context."""
 
     def __init__(self, library: Path, program: Path) -> None:
         self._library = _load(library)
@@ -82,9 +89,7 @@ class Program:
         finally:
             self._give_back(handle)
 
-    def profile(
-        self, batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> list[int]:
+    def profile(self, batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[int]:
         """Run, and the nanoseconds of every step."""
         sources = (ctypes.c_void_p * len(inputs))(*[x.data_ptr() for x in inputs])
         results = (ctypes.c_void_p * len(outputs))(*[y.data_ptr() for y in outputs])

@@ -19,7 +19,6 @@ OPS: Any = torch.ops.fxquant
 LOWERINGS: Mapping[Any, Lower] = {
     OPS.quantize.default: elementwise.lower_quantize,
     OPS.dequantize.default: elementwise.lower_dequantize,
-    OPS.requantize.default: elementwise.lower_requantize,
     OPS.lookup.default: elementwise.lower_lookup,
     OPS.add.default: elementwise.lower_pair,
     OPS.mul.default: elementwise.lower_pair,

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxquant.backends.native.planner import Planner, Unsupported
+from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.values import Value
+
+unflatten: Any = torch.unflatten
 
 __all__ = ["lower_cat", "lower_item", "lower_movement", "lower_same", "lower_shuffle"]
 
@@ -19,7 +21,7 @@ def lower_movement(planner: Planner, node: fx.Node) -> Any:
     """A function that moves the elements of one tensor: reshape, permute, slices, roll, padding."""
     sources = [n for n in node.all_input_nodes if _is_tensor(planner, n)]
     if len(sources) != 1:
-        raise Unsupported(node, f"it moves {len(sources)} tensors")
+        raise UnsupportedError(node, f"it moves {len(sources)} tensors")
     if isinstance(planner.values[sources[0]], Tensor):
         return _apply(planner, node, {sources[0]: planner.values[sources[0]]})
     x = planner.value(sources[0])
@@ -76,23 +78,22 @@ def _gather(planner: Planner, node: fx.Node, source: fx.Node, x: Value) -> Value
     numbers = torch.arange(storage).as_strided(x.shape, x.strides, x.tensor.storage_offset())
     numbers = numbers - x.tensor.storage_offset()
     fill = 0
-    moved = node
-    kwargs = dict(node.kwargs)
     if node.target is F.pad:
-        fill = int(kwargs.get("value") or 0)
-    index = _moved(planner, moved, source, numbers)
+        value: Any = node.kwargs.get("value") or 0
+        fill = int(value)
+    index = _moved(planner, node, source, numbers)
     y = planner.allocate()
-    y_tensor, rows = y.tensor.unflatten(0, (batch, -1)), index.unflatten(0, (batch, -1))
+    y_tensor, rows = unflatten(y.tensor, 0, (batch, -1)), unflatten(index, 0, (batch, -1))
     for sample in range(1, batch):
         expected = torch.where(rows[0] < 0, rows[0], rows[0] + sample * stride)
         if not torch.equal(rows[sample], expected):
-            raise Unsupported(node, "it mixes samples")
+            raise UnsupportedError(node, "it mixes samples")
     order = sorted(range(1, y_tensor.dim()), key=lambda d: -y_tensor.stride(d))
     sizes = [y_tensor.shape[d] for d in order]
     strides = [y_tensor.stride(d) for d in order]
     flat = rows[0].permute([d - 1 for d in order]).contiguous()
     if len(sizes) > 5:
-        raise Unsupported(node, "a tensor of too many dimensions")
+        raise UnsupportedError(node, "a tensor of too many dimensions")
     # Work is split over the first dimension behind the batch.
     fill_in = 5 - len(sizes)
     shape = [batch, *sizes[:1], *([1] * fill_in), *sizes[1:]]
@@ -119,25 +120,27 @@ def _bits(value: int) -> int:
 def _moved(planner: Planner, node: fx.Node, source: fx.Node, numbers: Tensor) -> Tensor:
     if node.target is F.pad:
         kwargs = {**node.kwargs, "value": -1}
-        args: Any = fx.map_arg(
-            node.args, lambda n: numbers if n is source else planner.values[n]
-        )
-        return F.pad(*args, **kwargs)  # type: ignore[arg-type]
+        pad: Any = F.pad
+        args: Any = fx.map_arg(node.args, lambda n: numbers if n is source else planner.values[n])
+        padded: Tensor = pad(*args, **kwargs)
+        return padded
     try:
         result = _apply(planner, node, {source: numbers})
     except (NotImplementedError, RuntimeError):
         # Torch interpolates floats: of float64 the numbers are exact.
         result = _apply(planner, node, {source: numbers.to(torch.float64)}).to(torch.int64)
     if not isinstance(result, Tensor):
-        raise Unsupported(node, "it moves a tensor into several")
+        raise UnsupportedError(node, "it moves a tensor into several")
     return result
 
 
 def lower_item(planner: Planner, node: fx.Node) -> Any:
     """One of several results, or a slice of a tensor."""
-    found = planner.values[node.args[0]]  # type: ignore[index]
+    source: Any = node.args[0]
+    found = planner.values[source]
     if isinstance(found, (tuple, list)):
-        return found[node.args[1]]  # type: ignore[index]
+        index: Any = node.args[1]
+        return found[index]
     return lower_movement(planner, node)
 
 
@@ -153,7 +156,7 @@ def lower_cat(planner: Planner, node: fx.Node) -> Value:
     stacks = node.target is torch.stack
     values = [planner.value(operand) for operand in operands]
     if planner.batched and dim % planner.shapes[node].dim() == 0:
-        raise Unsupported(node, "it mixes samples")
+        raise UnsupportedError(node, "it mixes samples")
     follow = None if stacks else max(values, key=lambda value: value.tensor.numel())
     y = planner.allocate(follow)
     start = 0
@@ -184,7 +187,7 @@ def lower_shuffle(planner: Planner, node: fx.Node) -> Value:
     x = planner.value(node.all_input_nodes[0])
     groups: Any = node.kwargs["groups"] if "groups" in node.kwargs else node.args[1]
     y = planner.allocate(x)
-    sources, targets = x.tensor.unflatten(1, (groups, -1)), y.tensor.unflatten(1, (-1, groups))
+    sources, targets = unflatten(x.tensor, 1, (groups, -1)), unflatten(y.tensor, 1, (-1, groups))
     for group in range(groups):
         planner.copy(
             Value(sources.select(1, group), x.buffer), Value(targets.select(2, group), y.buffer)

@@ -11,21 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.integer import requantize
-from fxquant.kernels.calls import operator_arguments
 from fxquant.backends.native.layouts import Layouts
 from fxquant.backends.native.steps import Count, Pointer, Step
-from fxquant.backends.native.values import Border, Buffer, Loops, Value, image_strides
+from fxquant.backends.native.values import Border, Buffer, Loops, Value
+from fxquant.kernels.calls import operator_arguments
 
 OPS: Any = torch.ops.fxquant
 
-__all__ = ["Lower", "Plan", "Planner", "Unsupported"]
+__all__ = ["Lower", "Plan", "Planner", "Port", "UnsupportedError"]
 
 _RANK = 6
 _IMAGE = ("batch", "row", "pixel", "channel")
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """A node that no native kernel computes: it runs in Python, between two native segments."""
 
     def __init__(self, node: fx.Node, why: str) -> None:
@@ -84,12 +83,13 @@ class Planner:
 
     @property
     def batched(self) -> bool:
+        """Whether dimension 0 counts samples everywhere."""
         return self.batch is not None
 
     # -- the sweep -------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Raises Unsupported for a node that no native kernel computes."""
+        """Raises UnsupportedError for a node that no native kernel computes."""
         inputs: list[Port] = []
         outputs: list[Port] = []
         for node in self.source.graph.nodes:
@@ -113,7 +113,7 @@ class Planner:
             else:
                 lower = self.lowerings.get(node.target)
                 if lower is None:
-                    raise Unsupported(node, "there is no native kernel for it")
+                    raise UnsupportedError(node, "there is no native kernel for it")
                 self.values[node] = lower(self, node)
         return Plan(
             self.steps,
@@ -141,22 +141,23 @@ class Planner:
     # -- values ----------------------------------------------------------------------------
 
     def value(self, node: Any) -> Value:
-        """What a node computes, as a tensor in a buffer: constants become part of the program."""
+        """What a node computes, as a tensor in a buffer."""
         return self.as_value(self.values[node])
 
     def as_value(self, value: Any) -> Value:
+        """The same of what stands for a node: constants become part of the program."""
         if isinstance(value, Value):
             return value
         if isinstance(value, Tensor):
             buffer = self.constant(value)
             return Value(torch.empty(value.shape, dtype=value.dtype, device="meta"), buffer)
-        raise Unsupported(self.current, f"it reads {type(value).__name__}, which is no tensor")
+        raise UnsupportedError(self.current, f"it reads {type(value).__name__}, which is no tensor")
 
     def tensor(self, node: Any) -> Tensor:
         """A constant that a lowering reads."""
         value = self.values[node]
         if not isinstance(value, Tensor):
-            raise Unsupported(self.current, f"{node} is no constant")
+            raise UnsupportedError(self.current, f"{node} is no constant")
         return value
 
     def constant(self, value: Tensor) -> Buffer:
@@ -173,10 +174,12 @@ class Planner:
         return Pointer(self.constant(torch.tensor(list(values), dtype=dtype)))
 
     def data(self, value: Tensor) -> Pointer:
+        """The address of a constant."""
         return Pointer(self.constant(value))
 
     @staticmethod
     def at(value: Value) -> Pointer:
+        """The address of a value's first element."""
         return Pointer(value.buffer, value.offset)
 
     def count(self, number: int) -> Count | int:
@@ -190,10 +193,8 @@ class Planner:
             return None
         self.done.add(lookup)
         arguments = operator_arguments(lookup)
-        if lookup.target is OPS.lookup.default:
-            return _attribute(self.source, str(arguments["table"].target))
-        codes = torch.arange(256, dtype=torch.uint8)
-        return requantize(codes, **{k: v for k, v in arguments.items() if k != "x"})
+        table: fx.Node = arguments["table"]
+        return _attribute(self.source, str(table.target))
 
     def is_done(self, node: fx.Node) -> bool:
         """Whether a table has been applied by the kernel in front of it."""
@@ -222,7 +223,9 @@ class Planner:
         meta = torch.empty(like.shape, dtype=like.dtype, device="meta")
         return Value(meta, Buffer("arena", meta.nbytes))
 
-    def bordered(self, shape: Sequence[int], dtype: torch.dtype, border: Border, zero: int) -> Value:
+    def bordered(
+        self, shape: Sequence[int], dtype: torch.dtype, border: Border, zero: int
+    ) -> Value:
         """An image with a border that holds `zero`."""
         value = self.layouts.image(shape, dtype, border)
         self._fill(value.buffer, zero)
@@ -241,7 +244,7 @@ class Planner:
         samples, _, height, width = image.shape
         batch, _, row, pixel = (stride * image.itemsize for stride in image.stride())
         if image.itemsize != 1:
-            raise Unsupported(self.current, "borders are of 8-bit codes")
+            raise UnsupportedError(self.current, "borders are of 8-bit codes")
         self.emit(
             "fill_border",
             {
@@ -268,7 +271,7 @@ class Planner:
             return
         loops = self.loops(target.shape, target.strides, source.strides)
         if loops is None:
-            raise Unsupported(self.current, "a tensor of too many dimensions")
+            raise UnsupportedError(self.current, "a tensor of too many dimensions")
         shape, y_strides, x_strides = loops
         fields = {
             "x": self.at(source),
@@ -328,6 +331,7 @@ class Planner:
         *,
         is_border: bool = False,
     ) -> None:
+        """Add a step; `work` is an estimate of its nanoseconds for all samples planned."""
         self.steps.append(
             Step(
                 kernel,
@@ -363,11 +367,10 @@ def _tables_behind(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """The lookups that alone read what they read, by what that is."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.target not in (OPS.lookup.default, OPS.requantize.default):
+        if node.target is not OPS.lookup.default:
             continue
         source = operator_arguments(node)["x"]
-        eight_bits = all(n.meta["grid"].dtype == torch.uint8 for n in (node, source) if "grid" in n.meta)
-        if len(source.users) == 1 and source.target in _WITH_TABLE and eight_bits:
+        if len(source.users) == 1 and source.target in _WITH_TABLE:
             found[source] = node
     return found
 
@@ -385,5 +388,3 @@ _WITH_TABLE = (
 
 Lower = Callable[[Planner, fx.Node], Any]
 """Writes the steps of one node and returns its value."""
-
-__all__ += ["Port", "image_strides"]

@@ -39,7 +39,7 @@ def to_bytes(plan: Plan, arena: Arena) -> bytes:
         steps.append(_STEP.pack(kernels.index(step.kernel), flags, len(params)))
         kind = params_type(step.kernel)
         block = kind()
-        known = dict(kind._fields_)  # type: ignore[misc]
+        known = {entry[0]: entry[1] for entry in kind._fields_}
         for name, value in step.fields.items():
             _set(block, known, name, value, len(params), relocations, plan)
         params += bytes(block)

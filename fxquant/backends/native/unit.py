@@ -10,9 +10,7 @@ __all__ = ["unit_text"]
 
 def unit_text(kernels: Iterable[str]) -> str:
     """C++17 that a compiler turns into a library with the C ABI of `kernels/runtime.h`."""
-    entries = "".join(
-        f" \\\n    F({kernel}, {_struct(kernel)})" for kernel in sorted(set(kernels))
-    )
+    entries = "".join(f" \\\n    F({kernel}, {_struct(kernel)})" for kernel in sorted(set(kernels)))
     return f"""// Written by fxquant: the kernels that a network uses, and what runs its program.
 #include "all.h"
 #include "plain.h"

@@ -6,7 +6,6 @@ like are torch's own arithmetic: where the result is a view, nothing is copied.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -62,14 +61,17 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
         return tuple(self.tensor.shape)
 
     @property
     def strides(self) -> tuple[int, ...]:
+        """In elements."""
         return tuple(self.tensor.stride())
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the elements."""
         return self.tensor.dtype
 
     @property
@@ -102,6 +104,7 @@ class Loops:
 
     @classmethod
     def of(cls, shape: Sequence[int], strides: Sequence[Sequence[int]], batched: bool) -> Loops:
+        """Of tensors with these strides; those in front say the order."""
         head = 1 if batched else 0
         inner = [d for d in range(head, len(shape)) if shape[d] != 1]
         inner.sort(key=lambda d: -strides[0][d])
@@ -131,14 +134,10 @@ class Loops:
         )
 
     def with_channels(self, batched: bool) -> Loops:
-        """With an innermost dimension whose stride is 1, or 0, in every tensor; of size 1 if not."""
+        """With an innermost dimension of stride 1 or 0 in every tensor; of size 1 if not."""
         head = 1 if batched else 0
         dense = len(self.sizes) > head and all(row[-1] in (0, 1) for row in self.strides)
         # The output and the first operand need their channels next to each other.
         if dense and self.strides[0][-1] == 1:
             return self
         return Loops([*self.sizes, 1], [[*row, 1] for row in self.strides])
-
-
-def elements(shape: Sequence[int]) -> int:
-    return math.prod(shape)

@@ -1,4 +1,4 @@
-"""Pooling and means: windows of an image with fast kernels, else any dimensions with a plain one."""
+"""Pooling and means: fast kernels for windows of an image, else a plain one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends.native.elementwise import codes_fields, optional
-from fxquant.backends.native.planner import Planner, Unsupported
+from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import type_number
 from fxquant.backends.native.values import Value
 from fxquant.kernels.calls import operator_arguments
@@ -33,7 +33,7 @@ def lower_windows(planner: Planner, node: fx.Node) -> Value:
         windows: dict[int, Windows] = {d: ([(0, x.shape[d])], 1) for d in axes}
         count = torch.tensor(math.prod(x.shape[d] for d in axes), dtype=torch.float64)
         if planner.batched and 0 in axes:
-            raise Unsupported(node, "it mixes samples")
+            raise UnsupportedError(node, "it mixes samples")
     else:
         kept = tuple(shape)
         windows, count = _pooling(node, arguments, x, kept)
@@ -79,15 +79,15 @@ def _pooling(
     dilations = arguments.get("dilation", [1] * len(kernel))
     for index, axis in enumerate(range(rank - len(kernel), rank)):
         size, pad, step = x.shape[axis], arguments["padding"][index], dilations[index]
-        ranges, lengths = [], []
+        ranges, counts = [], []
         for output in range(shape[axis]):
             start = output * strides[index] - pad
             stop = start + step * (kernel[index] - 1) + 1
-            lengths.append(_length(start, stop, size, pad, arguments))
+            counts.append(_length(start, stop, size, pad, arguments))
             first = start if start >= 0 else start + -(start // step) * step
             ranges.append((first, min(stop, size)))
         windows[axis] = (ranges, step)
-        count = count.unsqueeze(-1) * torch.tensor(lengths, dtype=torch.float64)
+        count = count.unsqueeze(-1) * torch.tensor(counts, dtype=torch.float64)
     override = arguments.get("divisor_override")
     return windows, count if override is None else torch.full_like(count, override)
 
@@ -170,11 +170,11 @@ def _plain(
 ) -> None:
     rank = x.tensor.dim()
     if rank > 6 or (planner.batched and rank > 6):
-        raise Unsupported(planner.current, "a tensor of too many dimensions")
+        raise UnsupportedError(planner.current, "a tensor of too many dimensions")
     # Of a batch, dimension 0 counts samples; else a dimension of size 1 stands before all others.
     front = 0 if planner.batched else 1
     if rank + front > 6:
-        raise Unsupported(planner.current, "a tensor of too many dimensions")
+        raise UnsupportedError(planner.current, "a tensor of too many dimensions")
     fill = 6 - rank - front
     table: list[int] = []
     starts = [-1] * 6

@@ -161,22 +161,6 @@ struct PlainDequantizeParams {
     int32_t x_zero_point;
 };
 
-struct PlainRequantizeParams {
-    const void* x;
-    void* y;
-    const int64_t* shape;
-    const int64_t* x_strides;
-    const int64_t* y_strides;
-    int64_t samples;
-    float multiplier;
-    int32_t x_type;
-    int32_t x_zero_point;
-    int32_t y_type;
-    int32_t zero_point;
-    int32_t lo;
-    int32_t hi;
-};
-
 struct PlainLookupParams {
     const uint8_t* x;
     uint8_t* y;
@@ -354,19 +338,6 @@ static inline void plain_dequantize(const PlainDequantizeParams& p, int begin, i
         for (int64_t i = 0; i < n; ++i) {
             const int64_t q = load(p.x, at[0] + i * sx, p.x_type) - p.x_zero_point;
             p.y[at[1] + i * sy] = static_cast<float>(q) * p.scale;
-        }
-    });
-}
-
-static inline int plain_requantize_items(const PlainRequantizeParams& p) { return plain_items(p); }
-
-static inline void plain_requantize(const PlainRequantizeParams& p, int begin, int end) {
-    const int64_t sx = p.x_strides[5], sy = p.y_strides[5];
-    walk<2>(p.shape, {p.x_strides, p.y_strides}, begin, end, [&](const int64_t* at, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t q = load(p.x, at[0] + i * sx, p.x_type) - p.x_zero_point;
-            const float real = static_cast<float>(q) * p.multiplier;
-            store(p.y, at[1] + i * sy, p.y_type, plain_code(real, p.zero_point, p.lo, p.hi));
         }
     });
 }

@@ -1,0 +1,132 @@
+"""Integer graph → a graph whose stretches are native programs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.backends.native.lowerings import LOWERINGS
+from fxquant.backends.native.planner import UnsupportedError
+from fxquant.backends.native.program_module import NativeProgram
+from fxquant.backends.native.segments import segment_module, split
+from passes.infra.listing import operation
+
+__all__ = ["lower_to_native"]
+
+
+def lower_to_native(
+    integer: fx.GraphModule, example: Sequence[Any], keep: frozenset[str]
+) -> tuple[fx.GraphModule, list[str]]:
+    """The lowered graph, and the operation of each node that stays a call from Python.
+
+    A node that stands for an integer one has its name in ``meta["integer"]``.
+    """
+    unsupported: set[str] = set(keep)
+    while True:
+        try:
+            return _lower(integer, example, unsupported), _calls(integer, unsupported)
+        except UnsupportedError as reason:
+            # The next attempt leaves this node to Python; every attempt leaves one more.
+            unsupported.add(reason.node.name)
+
+
+def _is_native(node: fx.Node, unsupported: set[str]) -> bool:
+    return node.name not in unsupported and node.target in LOWERINGS
+
+
+def _calls(integer: fx.GraphModule, unsupported: set[str]) -> list[str]:
+    return [
+        operation(node)
+        for segment in split(integer.graph, lambda n: _is_native(n, unsupported))
+        if not segment.native
+        for node in segment.nodes
+        if node.target is not operator.getitem
+    ]
+
+
+def _lower(
+    integer: fx.GraphModule, example: Sequence[Any], unsupported: set[str]
+) -> fx.GraphModule:
+    segments = split(integer.graph, lambda node: _is_native(node, unsupported))
+    root, graph = nn.Module(), fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+
+    def copy(node: fx.Node) -> fx.Node:
+        """Constants and shapes are copied where they are first read."""
+        if node not in new:
+            new[node] = graph.node_copy(node, copy)
+            if node.op == "get_attr":
+                _share(integer, root, str(node.target))
+        return new[node]
+
+    for node in integer.graph.nodes:
+        if node.op == "placeholder":
+            new[node] = graph.node_copy(node)
+    programs = 0
+    values = _values(integer, example) if any(s.native for s in segments[1:]) else {}
+    for segment in segments:
+        if not segment.native:
+            for node in segment.nodes:
+                copied = copy(node)
+                copied.meta["integer"] = node.name
+                copied.meta["kernel"] = "reference"
+            continue
+        module, inputs, outputs = segment_module(integer, segment)
+        program = NativeProgram(module)
+        samples = [values[n] if n in values else _input(integer, n, example) for n in inputs]
+        program.prepare(samples)
+        root.add_module(f"native_{programs}", program)
+        call = graph.call_module(f"native_{programs}", tuple(copy(n) for n in inputs))
+        programs += 1
+        for index, node in enumerate(outputs):
+            new[node] = graph.call_function(operator.getitem, (call, index))
+            new[node].meta = dict(node.meta)
+            new[node].meta["integer"] = node.name
+    output = next(iter(reversed(integer.graph.nodes)))
+    graph.output(fx.map_arg(output.args[0], copy))
+    return fx.GraphModule(root, graph, "NativeGraph")
+
+
+def _share(integer: fx.GraphModule, root: nn.Module, path: str) -> None:
+    """Put a constant of the integer graph at the same path below `root`."""
+    source: Any = integer
+    *parents, name = path.split(".")
+    for parent in parents:
+        source = getattr(source, parent)
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = getattr(root, parent)
+    value = getattr(source, name)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(name, value)
+    else:
+        root.register_buffer(name, value)
+
+
+def _input(integer: fx.GraphModule, node: fx.Node, example: Sequence[Any]) -> Any:
+    placeholders = [n for n in integer.graph.nodes if n.op == "placeholder"]
+    return example[placeholders.index(node)]
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        # Only shapes and types are wanted.
+        self.values[n] = result.to("meta") if isinstance(result, Tensor) else result
+        return result
+
+
+def _values(integer: fx.GraphModule, example: Sequence[Any]) -> dict[fx.Node, Any]:
+    recorder = _Recorder(integer)
+    with torch.no_grad():
+        recorder.run(*example)
+    return recorder.values

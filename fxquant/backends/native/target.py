@@ -1,0 +1,51 @@
+"""C++ kernels of our own as a target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from fxquant.backends.check import TargetCheck, check_operations
+from fxquant.backends.native.build import why_unavailable
+from fxquant.backends.native.lower import lower_to_native
+from fxquant.backends.target import Execution, LoweredGraph
+
+__all__ = ["Native"]
+
+
+class Native:
+    """Its integers are the reference's, to the bit, on every instruction set."""
+
+    name = "native"
+    tolerance = 0
+
+    def unavailable(self) -> str:
+        """It needs a C++ compiler."""
+        return why_unavailable() or ""
+
+    def weight_refusal(self) -> None:
+        """Its sums never saturate."""
+
+    def lower(
+        self, integer: fx.GraphModule, example: Sequence[Any], keep: frozenset[str] = frozenset()
+    ) -> LoweredGraph:
+        """Stretches of the graph as native programs, and what has no kernel between them."""
+        lowered, reasons = lower_to_native(integer, example, keep)
+        notes = tuple(
+            f"native has no kernel for {count} x {what}: Python calls torch for it"
+            for what, count in sorted(Counter(reasons).items())
+        )
+        return LoweredGraph(lowered, notes=notes)
+
+    def check(
+        self, integer: fx.GraphModule, lowered: fx.GraphModule, example: Sequence[Any]
+    ) -> TargetCheck:
+        """What comes out of every native stretch, fed with the same integers."""
+        return check_operations(integer, lowered, example)
+
+    def execution(self, lowered: fx.GraphModule, example: Sequence[Any]) -> Execution:
+        """The graph's own forward: a call of each native program."""
+        return Execution(lowered.forward)
