@@ -14,7 +14,7 @@ from torch import nn
 from fxquant.compiled import CompiledModel
 from fxquant.errors import DataError, ModelError, RecipeError, TrainingError
 from fxquant.frontend.prepare import drops_or_learns
-from fxquant.qat.trainable import to_trainable
+from fxquant.qat.trained_graph import to_trainable
 from fxquant.qat.training_loop import Loss, Trainer
 
 __all__ = ["TrainingError", "finetune"]

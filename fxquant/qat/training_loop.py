@@ -17,7 +17,8 @@ from fxquant.backends import find_target
 from fxquant.compiled import CompiledModel, with_simulated
 from fxquant.errors import CalibrationError, DataError, ModelError, TrainingError
 from fxquant.metrics import Accuracy, labelled_logits, labels_of
-from fxquant.qat.trainable import TrainableActivation, TrainableWeight, batch_norms, to_simulated
+from fxquant.qat.quantizers import TrainableActivation, TrainableWeight
+from fxquant.qat.trained_graph import batch_norms, to_simulated
 
 __all__ = ["Loss", "Trainer"]
 

@@ -12,7 +12,7 @@ import fxquant
 from fxquant.errors import DataError, ModelError, RecipeError
 from fxquant.measure.evaluate import evaluate
 from fxquant.qat.finetune import TrainingError, finetune
-from fxquant.qat.trainable import to_simulated, to_trainable
+from fxquant.qat.trained_graph import to_simulated, to_trainable
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer
 from passes import FusedLayer
 from tests.fxquant.small_networks import Residual, compiled, images
