@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 import fxquant
 from fxquant.cli import options
+from fxquant.cli.argument_types import size
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
 from fxquant.measure.auto_bits import auto_recipe, choose_bits, weight_bytes
@@ -114,7 +115,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--size-budget",
-        type=options.size,
+        type=size,
         metavar="BYTES",
         help="of the weights of all layers; 250kB and 1.5MB will do",
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.cli import options
+from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import check_device, joined
 from fxquant.data import ImageBatches
@@ -129,7 +130,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--value-images",
-        type=options.positive,
+        type=positive,
         default=16,
         metavar="N",
         help="images that single values are measured on; default 16",

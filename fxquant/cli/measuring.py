@@ -8,6 +8,7 @@ from typing import Any
 
 import fxquant
 from fxquant.cli import options
+from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import check_device
 from fxquant.cli.quickstart.run import quickstart
@@ -33,12 +34,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     options.add_set(group)
     options.add_calibration(parser, default=options.RANDOM)
     group = parser.add_argument_group("timing")
-    group.add_argument("--batch", type=options.positive, default=1, metavar="N", help="default 1")
+    group.add_argument("--batch", type=positive, default=1, metavar="N", help="default 1")
     group.add_argument(
-        "--rounds", type=options.positive, default=20, metavar="N", help="turns of each; default 20"
+        "--rounds", type=positive, default=20, metavar="N", help="turns of each; default 20"
     )
     group.add_argument(
-        "--calls", type=options.positive, default=5, metavar="N", help="calls a turn; default 5"
+        "--calls", type=positive, default=5, metavar="N", help="calls a turn; default 5"
     )
     group.add_argument(
         "--min-speedup",
@@ -96,7 +97,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reference", metavar="MODEL", help="float model to compare with")
     group.add_argument("--reference-weights", metavar="FILE", help="safetensors file for it")
     group.add_argument(
-        "--images", dest="evaluate_images", type=options.positive, metavar="N", help="default all"
+        "--images", dest="evaluate_images", type=positive, metavar="N", help="default all"
     )
     options.add_target(group)
     options.add_images(parser)
@@ -151,9 +152,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="run the rows of this name, e.g. 'W4A8, BN folded*'; may be repeated; default all",
     )
-    group.add_argument(
-        "--limit", type=options.positive, metavar="N", help="run the first N rows at most"
-    )
+    group.add_argument("--limit", type=positive, metavar="N", help="run the first N rows at most")
     group = options.add_device(parser)
     group.add_argument(
         "--training",
@@ -161,7 +160,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="images that qat trains on, labelled or not; default those of the calibration",
     )
     group.add_argument(
-        "--epochs", type=options.positive, default=10, metavar="N", help="of qat; default 10"
+        "--epochs", type=positive, default=10, metavar="N", help="of qat; default 10"
     )
     options.add_common(parser)
 

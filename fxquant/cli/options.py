@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.backends import available_targets
+from fxquant.cli.argument_types import positive, shape
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
 from fxquant.errors import InputError, ModelError
@@ -274,30 +275,7 @@ def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:
     return named.replace({name: text for name, text in given.items() if text is not None})
 
 
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least one."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def size(text: str) -> float:
-    """An argparse type: bytes, as ``250000``, ``250kB`` or ``1.5MB``."""
-    units = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
-    unit = next((unit for unit in units if text.endswith(unit)), "")
-    value = float(text.removesuffix(unit)) * units.get(unit, 1)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no positive number of bytes")
-    return value
-
-
 def check_destination(option: str, path: str) -> None:
     """Raise InputError if the folder of `path` is missing: before minutes of work, not after."""
     if not Path(path).absolute().parent.is_dir():
         raise InputError(f"{option} {path}: there is no folder {Path(path).absolute().parent}")
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """An argparse type: ``3,224,224``."""
-    return tuple(positive(part) for part in text.split(","))

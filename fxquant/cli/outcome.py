@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxquant.cli.argument_types import share
 from fxquant.errors import DataError
 from fxquant.measure.evaluate import Evaluation
 from fxquant.measure.tables import decibels, percent
@@ -32,10 +33,10 @@ class Outcome:
 def add_checks(parser: argparse.ArgumentParser) -> None:
     """``--min-agreement``, ``--min-sqnr`` and ``--max-drop``."""
     group = parser.add_argument_group("checks (exit code 1 where one fails)")
-    group.add_argument("--min-agreement", type=_share, metavar="SHARE", help="e.g. 0.95")
+    group.add_argument("--min-agreement", type=share, metavar="SHARE", help="e.g. 0.95")
     group.add_argument("--min-sqnr", type=float, metavar="DB", help="of the logits, e.g. 17.4")
     group.add_argument(
-        "--max-drop", type=_share, metavar="SHARE", help="of top-1 against float, e.g. 0.005"
+        "--max-drop", type=share, metavar="SHARE", help="of top-1 against float, e.g. 0.005"
     )
 
 
@@ -65,10 +66,3 @@ def failed_checks(arguments: argparse.Namespace, evaluation: Evaluation) -> tupl
     if most is not None and drop is not None and drop > most:
         failures.append(f"top-1 drops by {percent(drop)}, over {percent(most)}")
     return tuple(failures)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (95 % is 0.95)")
-    return value
