@@ -51,7 +51,6 @@ def compile_seconds() -> dict[str, float]:
 
 
 def calibration_ratio(rounds: int = 5) -> dict[str, float]:
-    from fxquant.plan.plan import make_plan
     from fxquant.simulate.calibrate import calibrate
     from fxquant.simulate.correct_bias import InputMeans
     from fxquant.simulate.quantizers import ActivationQuantizer
@@ -59,11 +58,10 @@ def calibration_ratio(rounds: int = 5) -> dict[str, float]:
     model = torchvision.models.resnet50().eval()
     q = fxquant.compile(model, "w8a8", calibration=torch.randn(1, 3, 224, 224))
     simulated = q.stages["simulated"]
-    plan = make_plan(q.stages["fused"], q.recipe)
     batches = list(Images(2 * BATCH))
     floats, calibrations = [], []
     for _ in range(rounds):
-        for site in plan.values:
+        for site in q.plan.values:
             fresh = ActivationQuantizer(site.spec, channelwise=site.channelwise)
             if simulated.get_submodule(site.path).one_sided:
                 fresh.make_one_sided()
@@ -77,8 +75,7 @@ def calibration_ratio(rounds: int = 5) -> dict[str, float]:
                 model(batch)
         floats.append(time.perf_counter() - start)
         start = time.perf_counter()
-        with InputMeans(simulated).collecting():
-            calibrate(simulated, [(batch,) for batch in batches])
+        calibrate(simulated, [(batch,) for batch in batches], inputs=InputMeans(simulated).inputs)
         calibrations.append(time.perf_counter() - start)
     ratio = statistics.median(calibrations) / statistics.median(floats)
     return {"calibration_over_float": ratio}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +15,27 @@ from torch import Tensor, fx, nn
 from fxquant.artifact.file import load_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import find_target
+from fxquant.compilation import Compilation, Request, begin, reproducible
 from fxquant.compiled import CompiledModel, lower_compiled
-from fxquant.errors import (
-    CalibrationError,
-    CompileError,
-    InputError,
-    ModelError,
-    RecipeError,
-    nearest,
-)
-from fxquant.even_out.equalize import equalize
-from fxquant.even_out.migrate import reparameterize, smooth_quant
-from fxquant.even_out.split_outliers import split_outlier_channels
+from fxquant.errors import CompileError, TraceError
+from fxquant.even_out import measured_rewrites
 from fxquant.frontend.trace import trace
-from fxquant.plan.coverage import CoverageRow, coverage
-from fxquant.plan.plan import Plan, make_plan
+from fxquant.plan.coverage import coverage
+from fxquant.plan.plan import make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
-from fxquant.report.dump import dump_stage
-from fxquant.report.report import Report, format_diff
-from fxquant.report.summary import quantizer_rows, refusals
-from fxquant.simulate.calibrate import CalibrationSet, calibrate
-from fxquant.simulate.correct_bias import InputMeans, correct_bias
-from fxquant.simulate.nonlinear import link_forms, simulated_forms
-from fxquant.simulate.quantize_weights import weight_quantizers
-from fxquant.simulate.quantizers import ActivationQuantizer
-from fxquant.simulate.recurrent import QuantizeRecurrentWeights, recurrent_quantizers
+from fxquant.report.diffs import print_diffs
+from fxquant.report.report import Report
+from fxquant.report.summary import proofs, quantizer_rows, refusals
+from fxquant.simulate.calibrate import calibrate
+from fxquant.simulate.correct_bias import CorrectBias, InputMeans
+from fxquant.simulate.nonlinear import link_forms
+from fxquant.simulate.simulation_passes import simulation_passes
 from fxquant.to_integer import to_checked_integer
-from passes import (
-    AssignOneSided,
-    InsertQuantDequant,
-    Pass,
-    PassError,
-    PassRecord,
-    Pipeline,
-    QuantizerSite,
-    ReplaceIntegerOps,
-    UnsupportedGraphError,
-    copy_sharing_tensors,
-)
+from fxquant.to_integer.invariants import check_float_graph, check_simulated_graph
+from passes import VerificationError, copy_sharing_tensors
+from passes.infra.verify import check_equivalent
 
 __all__ = ["compile", "load"]
 
@@ -80,113 +62,38 @@ def compile(
     first batch also gives the example inputs. `target` is one of `available_targets()`.
 
     `verbose` prints the diff of every pass that changed something, `diff_passes` of the named
-    ones; `dump` is a folder for every stage as text, JSON and DOT; `progress` shows bars.
+    ones; `dump` is a folder for every finished stage as text, JSON and DOT; `progress` shows bars.
 
     Where the recipe learns roundings: `device` computes them; `checkpoint` is a file that is
     written after each block, behind whose blocks `resume` goes on, to the same bits. Under
     torchrun every process computes its share of the images and returns the same model.
 
     Raises ModelError and TraceError for the model, RecipeError for the recipe, CalibrationError
-    for the data, TargetError for the target, InputError for the device, CompileError where a
-    pass broke its contract.
+    for the data, TargetError for the target, InputError for the device and for the name of a pass,
+    CompileError where a pass broke its contract: the message names the folder of a reproducer.
     """
-    refusal = find_target(target).weight_refusal()
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"a model is an nn.Module, found a {type(model).__name__}")
-    recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(
-            f"a recipe is a Recipe or the name of one, found a {type(recipe).__name__}: "
-            "Recipe.from_dict and Recipe.from_toml make one"
-        )
-    _check_device(device)
-    if (resume or checkpoint is not None) and not recipe.reconstruction.learned:
-        raise RecipeError(
-            f"checkpoint and resume are for learned roundings, and recipe {recipe.name} learns "
-            "none: choose one that ends in _adaround, _brecq, _qdrop or _pdquant"
-        )
-    data = _open(model, recipe, calibration)
-    stages: dict[str, fx.GraphModule] = {}
-    records: list[PassRecord] = []
-
-    def run(stage: str, graph: fx.GraphModule, steps: Sequence[Pass]) -> fx.GraphModule:
-        records.extend(_run(stage, graph, steps, probe))
-        stages[stage] = graph
-        if dump is not None:
-            dump_stage(Path(dump), stage, graph)
-        return graph
-
-    traced = trace(model, len(data.first))
-    probe = _probe(traced.graph_module, data.first)
-    float_graph = run("float", traced.graph_module, canonical_passes())
-    recipe.check_selectors(*_modules(float_graph))
-
-    fused = run("fused", copy_sharing_tensors(float_graph), fusing_passes(recipe))
-    notes = equalize(fused) if recipe.equalize else []
-    notes += _migrate(fused, recipe, data)
-    plan = make_plan(fused, recipe)
-    rows = coverage(fused, plan)
-    _check_anything_quantized(rows)
-
-    weights, saturation_notes = weight_quantizers(fused, plan, refusal)
-    sites = [
-        QuantizerSite(
-            site.path,
-            ActivationQuantizer(site.spec, channelwise=site.channelwise, fixed=site.fixed),
-            site.nodes,
-        )
-        for site in plan.values
-    ]
-    insert = InsertQuantDequant(sites, weights, _reads_quantized(plan))
-    recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, refusal)
-    simulated = run(
-        "simulated",
-        copy_sharing_tensors(fused),
-        [
-            ReplaceIntegerOps(simulated_forms(fused, plan)),
-            insert,
-            *([QuantizeRecurrentWeights(recurrent)] if recurrent else []),
-            *([AssignOneSided()] if recipe.activations.one_sided else []),
-        ],
+    request = Request(
+        model,
+        Recipe.named(recipe) if isinstance(recipe, str) else recipe,
+        target,
+        verbose=verbose,
+        diff_passes=tuple(diff_passes),
+        dump=None if dump is None else Path(dump),
+        progress=progress,
+        device=device,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        resume=resume,
     )
-    link_forms(simulated)
-    means = InputMeans(simulated)
-    # A rounding that looks at the outputs leaves their means where they are.
-    corrects_bias = recipe.bias_correction and recipe.reconstruction.method == "none"
-    scale_images = recipe.reconstruction.scale_images if recipe.reconstruction.learned else 0
-    with means.collecting() if corrects_bias else nullcontext():
-        calibrate(
-            simulated,
-            data.head(scale_images) if sites or corrects_bias else [],
-            batches=data.batches if not scale_images else None,
-            progress=progress,
-        )
-    if corrects_bias:
-        notes += correct_bias(simulated, means)
-    notes += _round_weights(
-        stages, recipe, data, device=device, checkpoint=checkpoint, resume=resume, progress=progress
-    )
-
-    stages["integer"] = to_checked_integer(simulated, plan, probe)
-
-    report = Report(
-        model=type(model).__name__,
-        recipe=recipe.name,
-        target=target,
-        coverage=rows,
-        quantizers=quantizer_rows(simulated, records),
-        declines=refusals(traced, records),
-        notes=(*saturation_notes, *recurrent_notes, *notes),
-        float_size_bytes=tensor_bytes(float_graph),
-        size_bytes=tensor_bytes(stages["integer"]),
-        passes=tuple(records),
-    )
-    q = lower_compiled(stages, target, recipe=recipe, report=report, example=probe)
-    if dump is not None:
-        for stage in ("integer", target):
-            dump_stage(Path(dump), stage, q.stages[stage])
+    with reproducible(request):
+        c = begin(request, calibration)
+        c = front_end(c)
+        c = fuse(c)
+        c = even_out(c)
+        c = plan_and_simulate(c)
+        c = round_weights(c)
+        q = lower(c)
     if verbose or diff_passes:
-        _print_diffs((*records, *q.report.target_passes), diff_passes)
+        print_diffs((*q.report.passes, *q.report.target_passes), request.diff_passes)
     return q
 
 
@@ -209,106 +116,125 @@ def load(path: str | Path, target: str = "x86") -> CompiledModel:
 # -- the steps ---------------------------------------------------------------------------
 
 
-def _check_device(device: str) -> None:
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f'device={device!r} is no device: give "cpu" or "cuda:N"') from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; "
-            'give "cpu"'
+def front_end(c: Compilation) -> Compilation:
+    """nn.Module → float graph, which computes what the model computes."""
+    model = c.request.model
+    traced = trace(model, len(c.data.first))
+    c = replace(c, probe=_probe(traced.graph_module, c.data.first))
+    c = replace(c, leaf_reasons=traced.leaf_reasons)
+    c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
+    _check_same_outputs(model, c.stages["float"], c.probe)
+    c.recipe.check_selectors(*_modules(c.stages["float"]))
+    return c.finished("float")
+
+
+def fuse(c: Compilation) -> Compilation:
+    """Float graph → fused graph: batch norms folded, activations in their producers."""
+    graph = copy_sharing_tensors(c.stages["float"])
+    return c.run("fused", graph, fusing_passes(c.recipe), check_float_graph)
+
+
+def even_out(c: Compilation) -> Compilation:
+    """The fused graph with channels of like range, each rewrite measured on the one before."""
+    for rewrite in measured_rewrites(c.recipe):
+        before, graph = len(c.records), c.stages["fused"]
+        c = c.run("fused", graph, rewrite.make(graph, c.data), check_float_graph)
+        c = c.noting(
+            [n for r in c.records[before:] if r.name == rewrite.kind.name for n in r.notes]
         )
+    return c.finished("fused")
 
 
-def _migrate(fused: fx.GraphModule, recipe: Recipe, data: CalibrationSet) -> list[str]:
-    """Move what 8 bits for a tensor cannot hold from the activations into the weights."""
-    notes: list[str] = []
-    if recipe.split_outliers:
-        notes += split_outlier_channels(fused, data, ratio=float(recipe.split_outliers))
-    if recipe.smooth_quant:
-        notes += smooth_quant(fused, data, alpha=float(recipe.smooth_quant))
-    if recipe.reparameterize:
-        notes += reparameterize(fused, data)
-    return notes
+def plan_and_simulate(c: Compilation) -> Compilation:
+    """Fused graph → simulated graph, calibrated: what runs in integers is quantized in float."""
+    fused, recipe = c.stages["fused"], c.recipe
+    plan = make_plan(fused, recipe)
+    c = replace(c, plan=plan, coverage=coverage(fused, plan))
+    _check_anything_quantized(c)
+    passes, notes = simulation_passes(
+        fused,
+        plan,
+        find_target(c.request.target).weight_refusal(),
+        one_sided=recipe.activations.one_sided,
+    )
+    invariant = partial(check_simulated_graph, plan=plan)
+    c = c.run("simulated", copy_sharing_tensors(fused), passes, invariant).noting(notes)
+    simulated = c.stages["simulated"]
+    link_forms(simulated)
+    means = InputMeans(simulated)
+    # A rounding that looks at the outputs leaves their means where they are.
+    corrects = recipe.bias_correction and recipe.reconstruction.method == "none"
+    images = recipe.reconstruction.scale_images if recipe.reconstruction.learned else 0
+    calibrate(
+        simulated,
+        c.data.head(images) if plan.values or corrects else [],
+        inputs=means.inputs if corrects else None,
+        batches=c.data.batches if not images else None,
+        progress=c.request.progress,
+    )
+    if not corrects:
+        return c
+    c = c.run("simulated", simulated, [CorrectBias(means)], invariant)
+    return c.noting(c.records[-1].notes)
 
 
-def _round_weights(
-    stages: Mapping[str, fx.GraphModule],
-    recipe: Recipe,
-    data: CalibrationSet,
-    *,
-    device: str,
-    checkpoint: str | Path | None,
-    resume: bool,
-    progress: bool,
-) -> list[str]:
-    """Something better than nearest rounding, where the recipe asks for it."""
-    settings = recipe.reconstruction
+def round_weights(c: Compilation) -> Compilation:
+    """The simulated graph with something better than nearest rounding, where it is asked for."""
+    settings, progress = c.recipe.reconstruction, c.request.progress
     notes: list[str] = []
     if settings.starts_closed_form:
         notes += gptq(
-            stages["simulated"],
-            data,
+            c.stages["simulated"],
+            c.data,
             damping=settings.damping,
             memory_gib=settings.memory_gib,
             progress=progress,
         )
     if settings.learned:
         notes += reconstruct(
-            stages["simulated"],
-            stages["fused"],
-            data,
+            c.stages["simulated"],
+            c.stages["fused"],
+            c.data,
             settings,
-            float_graph=stages["float"],
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            resume=resume,
-            device=device,
+            float_graph=c.stages["float"],
+            checkpoint=c.request.checkpoint,
+            resume=c.request.resume,
+            device=c.request.device,
             progress=progress,
         )
-    return notes
+    return c.noting(notes).finished("simulated")
 
 
-def _run(
-    stage: str, graph: fx.GraphModule, steps: Sequence[Pass], probe: tuple[Any, ...]
-) -> list[PassRecord]:
-    try:
-        return Pipeline(steps).run(graph, probe)
-    except UnsupportedGraphError as error:
-        raise ModelError(f"the model cannot be compiled as it is: {error}") from error
-    except PassError as error:
-        if stage == "float" and str(error).startswith("before the first pass"):
-            raise ModelError(
-                "the model does not run on the first calibration batch: "
-                f"{str(error).removeprefix('before the first pass: ')}"
-            ) from error
-        raise CompileError(f"{stage} graph: {error}") from error
-
-
-def _open(model: nn.Module, recipe: Recipe, calibration: Any) -> CalibrationSet:
-    source = calibration
-    if source is None:
-        if not recipe.calibration.source:
-            raise CalibrationError(
-                "no calibration data: pass calibration=batches, or name a folder in the "
-                "recipe's calibration.source"
-            )
-        from fxquant.data import open_batches
-
-        source = open_batches(
-            recipe.calibration.source,
-            images=recipe.calibration.images or None,
-            preprocessing=recipe.calibration.preset,
-            batch_size=recipe.calibration.batch_size,
-        )
-    learns = recipe.reconstruction.method != "none"
-    rewrites = (recipe.split_outliers, recipe.smooth_quant, recipe.reparameterize, learns)
-    return CalibrationSet(
-        source,
-        model=model,
-        images=recipe.calibration.images or None,
-        sweeps=1 + sum(bool(value) for value in rewrites),
+def lower(c: Compilation) -> CompiledModel:
+    """Simulated graph → integer graph → the target's kernels, and the report."""
+    assert c.plan is not None
+    integer = to_checked_integer(c.stages["simulated"], c.plan, c.probe)
+    c = replace(c, stages={**c.stages, "integer": integer}).finished("integer")
+    report = Report(
+        model=type(c.request.model).__name__,
+        recipe=c.recipe.name,
+        target=c.request.target,
+        coverage=c.coverage,
+        quantizers=quantizer_rows(c.stages["simulated"], proofs(c.records)),
+        declines=refusals(c.leaf_reasons, c.records),
+        notes=c.notes,
+        float_size_bytes=tensor_bytes(c.stages["float"]),
+        size_bytes=tensor_bytes(integer),
+        passes=c.records,
     )
+    q = lower_compiled(
+        c.stages,
+        c.request.target,
+        recipe=c.recipe,
+        report=report,
+        example=c.probe,
+        plan=c.plan,
+    )
+    replace(c, stages=q.stages).finished(c.request.target)
+    return q
+
+
+# -- their details -----------------------------------------------------------------------
 
 
 def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -329,6 +255,19 @@ def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     return one
 
 
+def _check_same_outputs(model: nn.Module, graph: fx.GraphModule, probe: tuple[Any, ...]) -> None:
+    with torch.no_grad():
+        # The model may write into its inputs.
+        expected, found = (run(*copy.deepcopy(probe)) for run in (model, graph))
+    try:
+        check_equivalent(expected, found, name="the float graph")
+    except VerificationError as error:
+        raise TraceError(
+            f"{type(model).__name__} computes something else than what was traced of it: {error}; "
+            "does forward depend on random numbers, or on what it was called with before?"
+        ) from error
+
+
 def _modules(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
     """What selectors may name: the modules of the model, with the types of those called."""
     types = {
@@ -343,31 +282,10 @@ def _modules(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
     return sorted((paths | parents) - {""}), types
 
 
-def _check_anything_quantized(rows: Sequence[CoverageRow]) -> None:
-    if any(row.runs_in != "float" for row in rows):
+def _check_anything_quantized(c: Compilation) -> None:
+    if any(row.runs_in != "float" for row in c.coverage):
         return
-    reasons = sorted({row.reason for row in rows if row.reason})
+    reasons = sorted({row.reason for row in c.coverage if row.reason})
     raise CompileError(
         f"nothing would be quantized: {'; '.join(reasons[:3]) or 'the graph has no operations'}"
     )
-
-
-def _reads_quantized(plan: Plan) -> Callable[[fx.Node, fx.Node], bool]:
-    """Integer operations read quantized values; what stays float reads a float source as it is."""
-
-    def reads(value: fx.Node, user: fx.Node) -> bool:
-        return plan.runs_on_integers(value) or plan.runs_on_integers(user)
-
-    return reads
-
-
-def _print_diffs(records: Iterable[PassRecord], names: Sequence[str]) -> None:
-    known = {record.name for record in records}
-    for name in names:
-        if name not in known:
-            raise CompileError(
-                f"no pass {name!r} ran: {', '.join(sorted(known))}{nearest(name, known)}"
-            )
-    for record in records:
-        if record.diff and (not names or record.name in names):
-            print(format_diff(record, color=sys.stdout.isatty()))

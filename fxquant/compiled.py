@@ -14,11 +14,10 @@ from fxquant.artifact.file import save_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import find_target, lower_checked
 from fxquant.errors import InputError
-from fxquant.plan.plan import make_plan
+from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
-from fxquant.report.report import QuantizerRow, Report
-from fxquant.report.summary import check_summary
-from fxquant.simulate.quantizers import ActivationQuantizer
+from fxquant.report.report import Report
+from fxquant.report.summary import check_summary, quantizer_rows
 from fxquant.to_integer import to_checked_integer
 
 __all__ = ["CompiledModel", "lower_compiled", "with_simulated"]
@@ -28,9 +27,9 @@ class CompiledModel(nn.Module):
     """Runs like the model that it was compiled from: the same inputs, the same output structure.
 
     `stages` holds the GraphModules of the compile by name ("float", "fused", "simulated",
-    "integer", and the target's); a loaded artefact has the last two. `report` tells what was
-    done, `recipe` with what; `run` executes the target's graph. Calls raise InputError for inputs
-    that do not fit.
+    "integer", and the target's); a loaded artefact has the last two, and no `plan`. `report` tells
+    what was done, `recipe` and `plan` with what; `run` executes the target's graph. Calls raise
+    InputError for inputs that do not fit.
     """
 
     def __init__(
@@ -42,6 +41,7 @@ class CompiledModel(nn.Module):
         report: Report,
         example: tuple[Any, ...],
         run: Callable[..., Any],
+        plan: Plan | None = None,
     ) -> None:
         super().__init__()
         # Stages share tensors with the caller's model: as children they would move and be saved
@@ -51,6 +51,7 @@ class CompiledModel(nn.Module):
         self.recipe = recipe
         self.report = report
         self.example = example
+        self.plan = plan
         self.__dict__["_run"] = run
         self._signature = tuple(
             (value.dtype, value.dim()) if isinstance(value, Tensor) else None for value in example
@@ -81,6 +82,7 @@ class CompiledModel(nn.Module):
             report=self.report,
             example=self.example,
             run=self.__dict__["_run"],
+            plan=self.plan,
         )
 
     def to_target(self, target: str) -> CompiledModel:
@@ -92,7 +94,12 @@ class CompiledModel(nn.Module):
             return self
         stages = {key: stage for key, stage in self.stages.items() if key != self.target}
         return lower_compiled(
-            stages, target, recipe=self.recipe, report=self.report, example=self.example
+            stages,
+            target,
+            recipe=self.recipe,
+            report=self.report,
+            example=self.example,
+            plan=self.plan,
         )
 
     def save(self, path: str | Path) -> None:
@@ -130,6 +137,7 @@ def lower_compiled(
     recipe: Recipe,
     report: Report,
     example: tuple[Any, ...],
+    plan: Plan | None = None,
 ) -> CompiledModel:
     """The integer graph of `stages`, annotated, lowered to `target` and compared with it.
 
@@ -151,6 +159,7 @@ def lower_compiled(
         report=report,
         example=example,
         run=lowered.run,
+        plan=plan,
     )
 
 
@@ -158,22 +167,19 @@ def with_simulated(
     q: CompiledModel, simulated: fx.GraphModule, notes: Sequence[str] = ()
 ) -> CompiledModel:
     """`q` lowered again from another simulated graph of the same nodes; `notes` for its report."""
-    plan = make_plan(q.stages["fused"], q.recipe)
-    integer = to_checked_integer(simulated, plan, q.example)
-    proofs = {row.path: row.proof for row in q.report.quantizers}
+    assert q.plan is not None
+    integer = to_checked_integer(simulated, q.plan, q.example)
     report = replace(
         q.report,
-        quantizers=tuple(
-            QuantizerRow(path, module.detail, proofs.get(path, ""))
-            for path, module in simulated.named_modules()
-            if isinstance(module, ActivationQuantizer)
-        ),
+        quantizers=quantizer_rows(simulated, {row.path: row.proof for row in q.report.quantizers}),
         notes=(*q.report.notes, *notes),
         size_bytes=tensor_bytes(integer),
     )
     stages = {key: q.stages[key] for key in ("float", "fused")}
     stages |= {"simulated": simulated, "integer": integer}
-    return lower_compiled(stages, q.target, recipe=q.recipe, report=report, example=q.example)
+    return lower_compiled(
+        stages, q.target, recipe=q.recipe, report=report, example=q.example, plan=q.plan
+    )
 
 
 def _words(value: Any) -> str:

@@ -5,7 +5,7 @@ FxquantError
 ├── ModelError         the model cannot be compiled as it is (training mode, NaN weights, keys)
 │   └── TraceError     torch.fx cannot trace the root; says where and what to change
 ├── CalibrationError   the calibration data is empty, not finite or of the wrong form
-├── InputError         an input at run time does not fit the compiled model
+├── InputError         an argument, or an input at run time, does not fit
 ├── DataError          a folder, image or label file cannot be read
 ├── ArtifactError      a file is damaged, foreign or from a newer version
 ├── TargetError        a lowering target is unknown or cannot run the graph
@@ -41,7 +41,7 @@ class CalibrationError(FxquantError):
 
 
 class InputError(FxquantError):
-    """An input at run time does not fit the compiled model."""
+    """An argument, or an input at run time of a compiled model, does not fit."""
 
 
 class DataError(FxquantError):

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxquant.backends.check import TargetCheck
 from fxquant.simulate.weight_fit import WeightRefusal
-from passes import PassRecord
+from passes import Pass, PassRecord
 
 __all__ = ["Execution", "LoweredGraph", "Target"]
 
@@ -52,6 +52,10 @@ class Target(Protocol):
     @property
     def tolerance(self) -> int:
         """How many steps an operation may be off from the integer graph's; 0: not one bit."""
+
+    @property
+    def passes(self) -> tuple[type[Pass], ...]:
+        """The passes that rewrite the integer graph before it is lowered."""
 
     def unavailable(self) -> str:
         """Why this machine cannot run it, and what would help; "" where it can."""

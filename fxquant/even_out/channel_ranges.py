@@ -1,128 +1,87 @@
-"""What calibration says about every channel of some layers' outputs, in one sweep of the data."""
+"""What calibration says about every channel of some modules' inputs or outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxquant.errors import CalibrationError
+from fxquant.even_out.layers import layer_at
+from fxquant.simulate.sweep import sweep
 
-__all__ = ["ChannelRanges", "Extremes"]
-
-Extremes = Literal["all", "mean"]
-"""``all``: the extremes of the whole data. ``mean``: the mean over the images of each image's."""
-
-_SEED = 0
+__all__ = ["ChannelRange", "measure_ranges"]
 
 
-class ChannelRanges:
-    """The range of each channel (last dimension) of the outputs of several modules, streamed.
+@dataclass(frozen=True, eq=False)
+class ChannelRange:
+    """The range of each channel, the last dimension, of what a module reads or yields.
 
-    Dimension 0 counts as the images, where there is more than one dimension.
-
-    Args:
-        fused: the graph.
-        paths: the modules.
-        rows: how many rows [C] of each output are kept as a sample, drawn anew from each batch.
+    Attributes:
+        low, high: the extremes in the data, [C].
+        rows: how many rows [C] were seen.
+        weight: of the module when it was measured. A module with another weight since then has
+            other ranges.
     """
 
-    def __init__(self, fused: fx.GraphModule, paths: Iterable[str], *, rows: int = 0) -> None:
-        self.fused = fused
-        self.paths = tuple(dict.fromkeys(paths))
-        self._rows = rows
-        self._low: dict[str, Tensor] = {}
-        self._high: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._images: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
-        self._sample: dict[str, Tensor] = {}
-        self._generator = torch.Generator().manual_seed(_SEED)
-        self._seen: dict[str, int] = {}
+    low: Tensor
+    high: Tensor
+    rows: int
+    weight: Tensor
 
-    def sweep(self, data: Iterable[tuple[Any, ...]]) -> ChannelRanges:
-        """Feed `data`, tuples of the graph's arguments, through the graph; returns itself.
+    @property
+    def largest(self) -> Tensor:
+        """The largest magnitude of each channel, [C]."""
+        return torch.maximum(-self.low, self.high)
 
-        Raises CalibrationError for data that are empty, give NaN or infinite values, or do not
-        run through the graph.
-        """
-        handles = [
-            self.fused.get_submodule(path).register_forward_hook(self._hook(path))
-            for path in self.paths
-        ]
-        try:
-            with torch.no_grad():
-                for index, batch in enumerate(data):
-                    try:
-                        self.fused(*batch)
-                    except RuntimeError as error:
-                        raise CalibrationError(
-                            f"calibration batch {index} does not run through the model: "
-                            f"{str(error).partition(chr(10))[0]}"
-                        ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        for path in self.paths:
-            if path not in self._low:
-                raise CalibrationError(
-                    f"the outputs of {path!r} were never seen: calibrate with some data"
-                )
-            if not bool((self._low[path].isfinite() & self._high[path].isfinite()).all()):
-                raise CalibrationError(
-                    f"the outputs of {path!r} hold NaN or infinite values: look at the inputs"
-                )
-        return self
 
-    def range(self, path: str, extremes: Extremes = "all") -> tuple[Tensor, Tensor]:
-        """The lower and the upper bound of each channel, float32 [C]."""
-        if extremes == "all":
-            return self._low[path], self._high[path]
-        low, high = self._sums[path] / self._images[path]
-        return low.float(), high.float()
+def measure_ranges(
+    fused: fx.GraphModule,
+    paths: Iterable[str],
+    data: Iterable[tuple[Any, ...]],
+    *,
+    of: Literal["inputs", "outputs"],
+) -> dict[str, ChannelRange]:
+    """The channel ranges of the modules at `paths`, in one sweep over `data`; without paths none.
 
-    def rows(self, path: str) -> int:
-        """How many rows [C] of the output were seen."""
-        return self._counts[path]
+    Raises CalibrationError for data that are empty, give NaN or infinite values, or do not run
+    through the graph.
+    """
+    found: dict[str, ChannelRange] = {}
 
-    def sample(self, path: str) -> Tensor:
-        """Rows of the output, float32 [R, C], at most as many as were asked for."""
-        return self._sample[path]
+    def see(path: str) -> Callable[[Tensor], None]:
+        weight = layer_at(fused, path).weight
 
-    def _hook(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, y: Tensor) -> None:
-            if not y.numel():
+        def look(value: Tensor) -> None:
+            if not value.numel():
                 return
-            y = y.detach().float()
-            images = y.reshape(len(y) if y.dim() > 1 else 1, -1, y.shape[-1])
-            low, high = images.amin(1), images.amax(1)
-            sums = torch.stack([low.double().sum(0), high.double().sum(0)])
-            low, high = low.amin(0), high.amax(0)
-            if path in self._low:
-                low, high = (
-                    torch.minimum(low, self._low[path]),
-                    torch.maximum(high, self._high[path]),
-                )
-                sums = sums + self._sums[path]
-            self._low[path], self._high[path], self._sums[path] = low, high, sums
-            self._images[path] = self._images.get(path, 0) + len(images)
-            self._counts[path] = self._counts.get(path, 0) + images.shape[0] * images.shape[1]
-            if self._rows:
-                self._keep(path, images.flatten(0, 1))
+            rows = value.detach().reshape(-1, value.shape[-1])
+            low, high, count = rows.amin(0), rows.amax(0), len(rows)
+            if path in found:
+                low = torch.minimum(low, found[path].low)
+                high = torch.maximum(high, found[path].high)
+                count += found[path].rows
+            found[path] = ChannelRange(low, high, count, weight)
 
-        return hook
+        return look
 
-    def _keep(self, path: str, rows: Tensor) -> None:
-        # Reservoir sampling by batches: each batch holds its share of all rows seen so far.
-        before = self._seen.get(path, 0)
-        self._seen[path] = before + len(rows)
-        kept = self._sample.get(path, rows[:0])
-        share = min(len(rows), max(1, round(self._rows * len(rows) / self._seen[path])))
-        old = min(len(kept), self._rows - share)
-        chosen = [
-            values[torch.randperm(len(values), generator=self._generator)[:count]]
-            for values, count in ((kept, old), (rows, share))
-        ]
-        self._sample[path] = torch.cat(chosen)
+    seers = {path: see(path) for path in paths}
+    if not seers:
+        return {}
+    if of == "inputs":
+        sweep(fused, data, inputs=seers)
+    else:
+        sweep(fused, data, outputs=seers)
+    for path in seers:
+        if path not in found:
+            raise CalibrationError(
+                f"the {of} of {path!r} were never seen: calibrate with some data"
+            )
+        if not bool((found[path].low.isfinite() & found[path].high.isfinite()).all()):
+            raise CalibrationError(
+                f"the {of} of {path!r} hold NaN or infinite values: look at the inputs"
+            )
+    return found

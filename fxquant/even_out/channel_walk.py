@@ -1,4 +1,4 @@
-"""Which layers read which channel of a value, and through which column of their weights.
+"""Which layers read which channel of a layer norm, and through which column of their weights.
 
 Channels are followed by sending their numbers along the graph in place of the values: data
 movement that keeps every column to one channel is proved by that and nothing else.
@@ -75,7 +75,7 @@ def twice_the_batch(
 
 
 class ChannelWalk:
-    """Follows the channels of one value to whoever reads them.
+    """Follows the channels of one layer norm to whoever reads them.
 
     Args:
         fused: the graph.
@@ -85,7 +85,7 @@ class ChannelWalk:
     Attributes:
         readers: for each linear layer that reads the value, the channel that each column of its
             weight reads, int64 [in_features]; -1 where it only reads zeros of a padding.
-        blocked: what else reads it, and which channels, bool [C].
+        blocked: why it cannot be scaled, for each of those that stand in the way.
         padded: whether any column also reads zeros of a padding.
     """
 
@@ -100,99 +100,64 @@ class ChannelWalk:
         self.producer = ""
         self.channels = 0
         self.readers: dict[str, Tensor] = {}
-        self.blocked: list[tuple[str, Tensor]] = []
-        self.attended: set[str] = set()
+        self.blocked: list[str] = []
         self.padded = False
 
-    @property
-    def free(self) -> Tensor:
-        """bool [C]: the channels that linear layers read and nothing else does."""
-        free = torch.zeros(self.channels, dtype=torch.bool)
-        for columns in self.readers.values():
-            free[columns[columns >= 0]] = True
-        for _, mask in self.blocked:
-            free &= ~mask
-        return free
-
     def from_norm(self, node: fx.Node) -> str:
-        """Follow a layer norm; returns why it cannot migrate."""
+        """Follow a layer norm; returns why it cannot migrate, or ""."""
         self._start(node)
         if self.blocked:
-            return self.blocked[0][0]
+            return self.blocked[0]
         return "" if self.readers else "nothing reads it"
-
-    def from_value(self, node: fx.Node) -> None:
-        """Follow a linear layer's output through an attention."""
-        self._start(node)
-        for path in self.readers.keys() - self.attended:
-            self._block(f"{path} reads it as it is", self.readers[path])
 
     def _start(self, node: fx.Node) -> None:
         self.producer = str(node.target)
         self.channels = self.shapes[node][-1]
-        self.is_norm = isinstance(self.fused.get_submodule(self.producer), nn.LayerNorm)
         numbers = torch.arange(self.channels, dtype=torch.float32)
-        pending: list[tuple[fx.Node, Any, bool]] = [
-            (node, numbers.expand(self.shapes[node]).contiguous(), False)
+        pending: list[tuple[fx.Node, Any]] = [
+            (node, numbers.expand(self.shapes[node]).contiguous())
         ]
         while pending:
-            source, ids, attended = pending.pop()
+            source, ids = pending.pop()
             for user in source.users:
-                step = self._step(source, user, ids, attended)
-                if step is not None:
-                    pending.append((user, *step))
+                moved = self._step(source, user, ids)
+                if moved is not None:
+                    pending.append((user, moved))
 
-    def _step(
-        self, source: fx.Node, user: fx.Node, ids: Any, attended: bool
-    ) -> tuple[Any, bool] | None:
+    def _step(self, source: fx.Node, user: fx.Node, ids: Any) -> Any:
         """What `user` makes of the channels; None where the way ends."""
         if user.op == "output":
-            self._block("it is an output of the graph", ids)
+            self._block("it is an output of the graph")
         elif layer_of(user, self.fused) is not None:
-            self._read(source, user, ids, attended)
+            self._read(source, user, ids)
         elif classify(user, self.fused).kind is not Kind.SHAPE:
             moved = self._moved(source, user, ids)
             if moved is not None:
-                return moved, attended
-            if self._meets_attention(source, user):
-                attention = self._attend(user, ids)
-                if attention is not None:
-                    return attention, True
+                return moved
             name = getattr(user.target, "__name__", user.target)
-            self._block(f"{name} reads it ({user.name})", ids)
+            self._block(f"{name} reads it ({user.name})")
         return None
 
-    def _meets_attention(self, source: fx.Node, user: fx.Node) -> bool:
-        if self.is_norm or user.target is not torch.matmul:
-            return False
-        return user.args[1] is source and user.args[0] is not source
+    def _block(self, reason: str) -> None:
+        self.blocked.append(reason)
 
-    def _block(self, reason: str, ids: Any) -> None:
-        parts = ids if isinstance(ids, (tuple, list)) else (ids,)
-        mask = torch.zeros(self.channels, dtype=torch.bool)
-        for part in parts:
-            mask[part[part >= 0].long()] = True
-        self.blocked.append((reason, mask))
-
-    def _read(self, source: fx.Node, user: fx.Node, ids: Any, attended: bool) -> None:
+    def _read(self, source: fx.Node, user: fx.Node, ids: Any) -> None:
         path = str(user.target)
         layer = layer_of(user, self.fused)
         if not isinstance(layer, nn.Linear):
-            self._block(f"{path} is a {type(layer).__name__}, not a linear layer", ids)
+            self._block(f"{path} is a {type(layer).__name__}, not a linear layer")
         elif user.args[0] is not source or source in user.args[1:]:
-            self._block(f"{path} adds it to its result", ids)
+            self._block(f"{path} adds it to its result")
         elif self.calls[path] > 1:
-            self._block(f"{path} is called more than once", ids)
+            self._block(f"{path} is called more than once")
         else:
             rows = ids.reshape(-1, layer.in_features)
             columns = rows.amax(0)
             if bool(((rows != columns) & (rows != _PADDING)).any()):
-                self._block(f"a column of {path} reads more than one channel", ids)
+                self._block(f"a column of {path} reads more than one channel")
                 return
             self.padded = self.padded or bool((rows == _PADDING).any())
             self.readers[path] = columns.long()
-            if attended:
-                self.attended.add(path)
 
     def _moved(self, source: fx.Node, user: fx.Node, ids: Any) -> Any:
         """The channels behind data movement or an average over positions; None for the rest."""
@@ -219,10 +184,3 @@ class ChannelWalk:
             high = largest(ids, kwargs["output_size"])
             return high if torch.equal(high, -largest(-ids, kwargs["output_size"])) else None
         return None
-
-    def _attend(self, user: fx.Node, ids: Tensor) -> Tensor | None:
-        """The channels behind attention · values: sums over positions, each of one channel."""
-        low, high = ids.amin(-2, keepdim=True), ids.amax(-2, keepdim=True)
-        if ids.dim() < 2 or not torch.equal(low, high):
-            return None
-        return high.expand(self.shapes[user])

@@ -1,148 +1,122 @@
-"""Scale migration: where a value can trade range with the linear layers that read it.
+"""Scale migration: where a layer norm can trade range with the linear layers that read it.
 
     y' = (y + o) / s        W' = W · diag(s)        b' = b − W · o
 
-computes the same in float, channel by channel. y is the output of a LayerNorm, whose γ and β take
-up 1/s and o (SmoothQuant: Xiao et al., ICML 2023, equation 3; RepQ-ViT: Li et al., ICCV 2023,
-section 3.2), or the values of an attention, whose projection takes up 1/s.
+computes the same in float, channel by channel. γ and β of the LayerNorm take up 1/s and o
+(SmoothQuant: Xiao et al., ICML 2023, equation 3; RepQ-ViT: Li et al., ICCV 2023, section 3.2).
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.even_out.channel_walk import ChannelWalk, twice_the_batch
-from fxquant.plan.operations import layer_of
-from passes import Decline, FusedLayer
-from passes.infra.stored import set_module
+from fxquant.even_out.layers import describe_change, layer_at, replace_tensors
+from passes import Decline, Rewriter
 
-__all__ = ["Migration", "Reader", "apply_migration", "declined_migrations", "find_migrations"]
+__all__ = ["SMALLEST", "Migration", "apply_migration", "find_migrations", "floored"]
 
-
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A linear layer and, for each column of its weight, the channel read there.
-
-    Attributes:
-        path: of the nn.Linear or FusedLayer.
-        columns: int64 [in_features]; -1 where a column reads nothing that may be scaled.
-    """
-
-    path: str
-    columns: Tensor
+SMALLEST = 2.0**-8
+"""Of the mean scale: what lies below loses float precision and gains nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Migration:
-    """A value whose channels may be scaled, and who takes up the scale.
+    """A LayerNorm whose channels may be scaled, and who takes up the scale.
 
     Attributes:
-        producer: the path of the LayerNorm (kind "norm") or linear layer (kind "value").
-        kind: what the producer is.
-        channels: bool [C], which channels may be scaled; the other ones keep s = 1 and o = 0.
-        readers: all who read them.
+        node: its call.
+        path: of the LayerNorm.
+        readers: for each linear layer that reads it, by path, the channel that each column of its
+            weight reads, int64 [in_features]; -1 where a column reads zeros of a padding.
         shiftable: whether o may differ from 0.
     """
 
-    producer: str
-    kind: Literal["norm", "value"]
-    channels: Tensor
-    readers: tuple[Reader, ...]
+    node: fx.Node
+    path: str
+    readers: dict[str, Tensor]
     shiftable: bool
 
 
-def find_migrations(fused: fx.GraphModule) -> tuple[Migration, ...]:
-    """Every place for a migration in an annotated fused graph, in execution order.
+def find_migrations(fused: fx.GraphModule) -> tuple[list[Migration], list[Decline]]:
+    """Every layer norm of an annotated fused graph that can migrate, and why others cannot.
 
-    Kind "norm" is an nn.LayerNorm over the last dimension, with a weight, of whose channels all
-    go to linear layers only. Kind "value" is a linear layer of whose channels some go through
-    the second operand of torch.matmul to linear layers only; their scale is all that may change.
+    That is an nn.LayerNorm over the last dimension, with a weight, of whose channels all go to
+    linear layers only.
     """
-    return _search(fused)[0]
-
-
-def declined_migrations(fused: fx.GraphModule) -> tuple[Decline, ...]:
-    """The layer norms that cannot migrate, with the reasons."""
-    return _search(fused)[1]
+    calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")
+    found: list[Migration] = []
+    declines: list[Decline] = []
+    norms = [node for node in fused.graph.nodes if _is_norm(node, fused)]
+    shapes, numbers = twice_the_batch(fused) if norms else ({}, {})
+    for node in norms:
+        if node not in shapes:
+            continue
+        module: Any = fused.get_submodule(str(node.target))
+        walk = ChannelWalk(fused, shapes, numbers, calls)
+        reason = _refuse(module, calls[node.target]) or walk.from_norm(node)
+        if reason:
+            declines.append(Decline.at(node, reason))
+        else:
+            found.append(Migration(node, walk.producer, walk.readers, not walk.padded))
+    return found, declines
 
 
 def apply_migration(
-    fused: fx.GraphModule, migration: Migration, scale: Tensor, shift: Tensor | None = None
-) -> None:
-    """Let the producer give ``(y + shift) / scale``, and its readers make up for it.
+    rewriter: Rewriter, migration: Migration, scale: Tensor, shift: Tensor | None = None
+) -> list[str]:
+    """Let the norm give ``(y + shift) / scale``, and its readers make up for it.
 
-    `scale` (positive) and `shift` are [C]. Layers are replaced, not written into, because stages
-    share them; computed in float64 and stored in the layer's own type.
+    `scale` (positive) and `shift` are [C]. Computed in float64 and stored in the layer's own
+    type. Returns a line for each layer that changed.
 
     Raises ValueError for a scale that is not positive and finite, or a shift where none may be.
     """
-    ones = torch.ones(len(scale), dtype=torch.float64)
-    s = torch.where(migration.channels, scale.double(), ones)
-    o = torch.zeros_like(s) if shift is None else shift.double() * migration.channels
+    s = scale.double()
+    o = torch.zeros_like(s) if shift is None else shift.double()
     if not bool((s > 0).all() and s.isfinite().all() and o.isfinite().all()):
-        raise ValueError(f"{migration.producer}: scales must be positive and finite")
+        raise ValueError(f"{migration.path}: scales must be positive and finite")
     if bool(o.any()) and not migration.shiftable:
-        raise ValueError(f"{migration.producer}: zeros in place of its values forbid a shift")
-    producer = _layer(fused, migration.producer)
-    weight, bias = producer.weight.detach().double(), _bias(producer, len(s))
-    rows = s.view(-1, *([1] * (weight.dim() - 1)))
-    shifted = producer.bias is not None or bool(o.any())
-    _replace(fused, migration.producer, weight / rows, (bias + o) / s if shifted else None)
-    for reader in migration.readers:
-        layer = _layer(fused, reader.path)
-        weight, bias = layer.weight.detach().double(), _bias(layer, layer.out_features)
-        reads = reader.columns >= 0
-        index = reader.columns.clamp(min=0)
-        columns = torch.where(reads, s[index], torch.ones((), dtype=torch.float64))
+        raise ValueError(f"{migration.path}: zeros in place of its values forbid a shift")
+    moves = bool(o.any())
+    norm = layer_at(rewriter.graph_module, migration.path)
+    bias = (_bias(norm, len(s)) + o) / s if norm.bias is not None or moves else None
+    replace_tensors(rewriter, migration.path, norm.weight.detach().double() / s, bias)
+    changes = [describe_change(migration.path, moved=o if moves else None, divided=s)]
+    for path, columns in migration.readers.items():
+        layer = layer_at(rewriter.graph_module, path)
+        weight = layer.weight.detach().double()
+        reads = columns >= 0
+        index = columns.clamp(min=0)
+        factors = torch.where(reads, s[index], torch.ones((), dtype=torch.float64))
         constant = weight @ (o[index] * reads)
-        shifted = layer.bias is not None or bool(o.any())
-        _replace(fused, reader.path, weight * columns, bias - constant if shifted else None)
+        shifted = layer.bias is not None or moves
+        bias = _bias(layer, layer.out_features) - constant if shifted else None
+        replace_tensors(rewriter, path, weight * factors, bias)
+        changes.append(
+            describe_change(path, moved=-constant if moves else None, multiplied=factors)
+        )
+    return changes
 
 
-# -- the search --------------------------------------------------------------------------
+def floored(scale: Tensor) -> Tensor:
+    """`scale`, at least `SMALLEST` of its mean; ones where all of it is 0."""
+    mean = scale.mean()
+    return scale.clamp(min=float(mean) * SMALLEST) if float(mean) > 0 else torch.ones_like(scale)
 
 
-def _search(fused: fx.GraphModule) -> tuple[tuple[Migration, ...], tuple[Decline, ...]]:
-    calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")
-    shapes, numbers = twice_the_batch(fused)
-    found, declines = [], []
-    for node in fused.graph.nodes:
-        if node.op != "call_module" or node not in shapes:
-            continue
-        module = fused.get_submodule(str(node.target))
-        walk = ChannelWalk(fused, shapes, numbers, calls)
-        if isinstance(module, nn.LayerNorm):
-            reason = _refuse_norm(module, calls[node.target]) or walk.from_norm(node)
-            if reason:
-                declines.append(Decline.at(node, reason))
-                continue
-            found.append(_migration(walk, "norm"))
-        elif isinstance(layer_of(node, fused), nn.Linear) and calls[node.target] == 1:
-            if not _is_bare(node, module):
-                continue
-            walk.from_value(node)
-            if bool(walk.free.any()):
-                found.append(_migration(walk, "value"))
-    return tuple(found), tuple(declines)
+def _is_norm(node: fx.Node, root: fx.GraphModule) -> bool:
+    return node.op == "call_module" and isinstance(
+        root.get_submodule(str(node.target)), nn.LayerNorm
+    )
 
 
-def _migration(walk: ChannelWalk, kind: Literal["norm", "value"]) -> Migration:
-    free = walk.free
-    readers = []
-    for path, columns in walk.readers.items():
-        usable = (columns >= 0) & free[columns.clamp(min=0)]
-        if bool(usable.any()):
-            readers.append(Reader(path, torch.where(usable, columns, -1)))
-    return Migration(walk.producer, kind, free, tuple(readers), kind == "norm" and not walk.padded)
-
-
-def _refuse_norm(module: nn.LayerNorm, calls: int) -> str:
+def _refuse(module: nn.LayerNorm, calls: int) -> str:
     if calls > 1:
         return "the layer norm is called more than once"
     if len(module.normalized_shape) != 1:
@@ -152,37 +126,8 @@ def _refuse_norm(module: nn.LayerNorm, calls: int) -> str:
     return ""
 
 
-def _is_bare(node: fx.Node, module: nn.Module) -> bool:
-    activation = module.activation if isinstance(module, FusedLayer) else "none"
-    return activation == "none" and len(node.all_input_nodes) == 1
-
-
-# -- the rewrite -------------------------------------------------------------------------
-
-
-def _layer(root: fx.GraphModule, path: str) -> Any:
-    module = root.get_submodule(path)
-    return module.layer if isinstance(module, FusedLayer) else module
-
-
 def _bias(layer: Any, size: int) -> Tensor:
     if layer.bias is None:
         return torch.zeros(size, dtype=torch.float64)
     bias: Tensor = layer.bias.detach().double()
     return bias
-
-
-def _replace(root: fx.GraphModule, path: str, weight: Tensor, bias: Tensor | None) -> None:
-    module = root.get_submodule(path)
-    layer = _layer(root, path)
-    fresh = copy.copy(layer)
-    tensors = {"weight": weight, "bias": bias}
-    fresh._parameters = {
-        name: None if value is None else nn.Parameter(value.to(layer.weight.dtype), False)
-        for name, value in tensors.items()
-    }
-    if isinstance(module, FusedLayer):
-        wrapper = copy.copy(module)
-        wrapper._modules = {**module._modules, "layer": fresh}
-        fresh = wrapper
-    set_module(root, path, fresh)

@@ -41,7 +41,7 @@ class Alone:
             elif isinstance(module, WeightQuantizer):
                 self._weights.append(module)
             elif isinstance(module, SimulatedForm):
-                module.__dict__["source"] = None
+                module.unlink()
             elif isinstance(module, FusedLayer):
                 original: Any = fused.get_submodule(path)
                 exact = original.layer if isinstance(original, FusedLayer) else original

@@ -20,7 +20,7 @@ from fxquant.metrics import Closeness, first_tensor
 from fxquant.plan.operations import Kind, classify, is_curved
 from fxquant.plan.residual import ResidualStream
 from fxquant.recipe import Recipe
-from fxquant.simulate.calibrate import CalibrationSet
+from fxquant.simulate.calibration_set import CalibrationSet
 
 __all__ = ["FORMS", "OperationCost", "OperationCosts", "compare_ops"]
 

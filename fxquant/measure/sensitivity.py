@@ -21,7 +21,7 @@ from fxquant.measure.tables import finite, table
 from fxquant.measure.widths import What, Widths
 from fxquant.metrics import Closeness, first_tensor, labels_of
 from fxquant.recipe import Recipe
-from fxquant.simulate.calibrate import CalibrationSet
+from fxquant.simulate.calibration_set import CalibrationSet
 
 __all__ = ["Effect", "Sensitivity", "measure"]
 

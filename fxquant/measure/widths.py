@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 from fxquant.compiled import CompiledModel
 from fxquant.errors import RecipeError
 from fxquant.measure.alone import Alone
-from fxquant.plan.plan import Plan, make_plan
-from fxquant.simulate.calibrate import CalibrationSet, calibrate
-from fxquant.simulate.quantize_weights import weight_quantizers
+from fxquant.plan.plan import Plan
+from fxquant.simulate.calibrate import calibrate
+from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
+from fxquant.simulate.weight_quantizers import weight_quantizers
 from fxquant.spec import QuantSpec
 from passes import FusedLayer, module_path
 
@@ -35,7 +36,8 @@ class Widths(Alone):
     def __init__(self, q: CompiledModel, widths: Sequence[int], *, activations: bool) -> None:
         fused = q.stages["fused"]
         super().__init__(fused, q.stages["simulated"])
-        plan = make_plan(fused, q.recipe)
+        plan = q.plan
+        assert plan is not None
         self._weights_at = {width: _quantizers(fused, plan, width) for width in widths}
         self.choices: dict[str, _Choices] = {}
         for path, module in self.values.items() if activations else ():

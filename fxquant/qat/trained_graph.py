@@ -50,7 +50,7 @@ def to_trainable(simulated: fx.GraphModule, *, learn_steps: bool) -> fx.GraphMod
             place(TrainableWeight(quantizer, weight, learn=learn_steps))
     made: dict[nn.Module, TrainableActivation] = {}
     read_by_forms = [
-        vars(module)["source"] for module in graph.modules() if isinstance(module, SimulatedForm)
+        module.source for module in graph.modules() if isinstance(module, SimulatedForm)
     ]
     for path, module in list(graph.named_modules(remove_duplicate=False)):
         if not isinstance(module, ActivationQuantizer) or not module.has_qparams:

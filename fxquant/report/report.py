@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from fxquant.plan.coverage import CoverageRow
 from passes import PassRecord
 
-__all__ = ["QuantizerRow", "Refusal", "Report", "colored", "format_diff"]
+__all__ = ["QuantizerRow", "Refusal", "Report"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Report:
                     "modified": record.modified,
                     "created": record.created,
                     "erased": record.erased,
+                    "changes": list(record.changes),
+                    "verified": record.verified,
                     "declines": len(record.declines),
                 }
                 for record in (*self.passes, *self.target_passes)
@@ -131,11 +133,17 @@ class Report:
                 record.name,
                 f"{record.milliseconds:.0f}",
                 f"+{record.created} -{record.erased}" if record.modified else "no change",
+                len(record.changes) or "",
+                record.verified,
                 len(record.declines) or "",
             )
             for record in (*self.passes, *self.target_passes)
         ]
-        return tabulate(rows, ("pass", "ms", "nodes", "declined")) if rows else ""
+        return (
+            tabulate(rows, ("pass", "ms", "nodes", "layers", "verified", "declined"))
+            if rows
+            else ""
+        )
 
     def _coverage(self) -> str:
         total = max(1, self.macs)
@@ -203,23 +211,3 @@ class Report:
             f"most {check['largest_difference']} step apart, {check['share_differing']:.4%} of "
             f"{check['values']} values differ; the whole network's outputs: {outputs}"
         )
-
-
-def format_diff(record: PassRecord, *, color: bool) -> str:
-    """A pass's diff under a line with the count of nodes by operation before and after."""
-    before, after = record.operations_before, record.operations_after
-    changes = [
-        f"{name} {before[name]} -> {after[name]}"
-        for name in sorted(before.keys() | after.keys())
-        if before[name] != after[name]
-    ]
-    title = f"== {record.name}: {record.milliseconds:.0f} ms; {', '.join(changes) or 'same counts'}"
-    return "\n".join([title, *colored(record.diff.splitlines(), color=color)])
-
-
-def colored(lines: Sequence[str], *, color: bool) -> list[str]:
-    """The lines of a unified diff in the terminal's green and red."""
-    codes = {"+": "32", "-": "31", "@": "36"}
-    if not color:
-        return list(lines)
-    return [f"\x1b[{codes[line[0]]}m{line}\x1b[0m" if line[:1] in codes else line for line in lines]

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from torch import fx
 
 from fxquant.backends import TargetCheck
-from fxquant.frontend.trace import Traced
 from fxquant.report.report import QuantizerRow, Refusal
 from fxquant.simulate.quantizers import ActivationQuantizer
-from passes import PassRecord
+from passes import AssignOneSided, PassRecord
 
-__all__ = ["check_summary", "quantizer_rows", "refusals"]
+__all__ = ["check_summary", "proofs", "quantizer_rows", "refusals"]
+
+
+def proofs(records: Iterable[PassRecord]) -> dict[str, str]:
+    """Why quantizers are one-sided, by path."""
+    notes = (note for r in records if r.name == AssignOneSided.name for note in r.notes)
+    return dict(note.split(": ", 1) for note in notes)
 
 
 def quantizer_rows(
-    simulated: fx.GraphModule, records: Sequence[PassRecord]
+    simulated: fx.GraphModule, proofs: Mapping[str, str]
 ) -> tuple[QuantizerRow, ...]:
     """Every value quantizer with its grid, and the proof of the one-sided ones."""
-    proofs = dict(
-        note.split(": ", 1)
-        for record in records
-        if record.name == "assign_one_sided"
-        for note in record.notes
-    )
     return tuple(
         QuantizerRow(name, module.detail, proofs.get(name, ""))
         for name, module in simulated.named_modules()
@@ -35,9 +34,9 @@ def quantizer_rows(
     )
 
 
-def refusals(traced: Traced, records: Sequence[PassRecord]) -> tuple[Refusal, ...]:
+def refusals(leaf_reasons: Mapping[str, str], records: Iterable[PassRecord]) -> tuple[Refusal, ...]:
     """What the front end and the passes declined."""
-    leaves = [Refusal("trace", path, path, why) for path, why in traced.leaf_reasons.items()]
+    leaves = [Refusal("trace", path, path, why) for path, why in leaf_reasons.items()]
     declined = [
         Refusal(record.name, decline.node, decline.path, decline.reason)
         for record in records

@@ -1,181 +1,48 @@
-"""One streaming sweep over the calibration data gathers all statistics that anyone asked for."""
+"""Calibration: one sweep in which quantizers observe, and whoever else wants to looks on."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from tqdm import tqdm
+from torch import fx
 
 from fxquant.errors import CalibrationError
-from fxquant.frontend.inputs import count_inputs
+from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
+from fxquant.simulate.sweep import See, sweep
 
-__all__ = ["CalibrationSet", "calibrate"]
-
-_CHUNK = 32  # a tensor handed over as a whole is fed in batches of this many images
-
-
-class CalibrationSet:
-    """Calibration data as batches of positional arguments for the model.
-
-    `source` is a tensor, a DataLoader, or an iterable of tensors or of tuples (whose items
-    beyond the inputs that `model` needs are labels and are ignored). One-shot iterators are
-    read once, or kept in memory where `sweeps` says that they are read again; `first` peeks at
-    the first batch without losing it.
-
-    Raises CalibrationError for empty data and for batches that are no tensors.
-    """
-
-    def __init__(
-        self, source: Any, *, model: nn.Module, images: int | None = None, sweeps: int = 1
-    ) -> None:
-        if isinstance(source, (Mapping, str, bytes)):
-            raise CalibrationError(
-                f"calibration is a {type(source).__name__}: give an iterable of tensors or of "
-                "tuples of tensors, a DataLoader, or a tensor"
-            )
-        if isinstance(source, Tensor):
-            source = torch.split(source, _CHUNK) if source.dim() else []
-        if not isinstance(source, Iterable):
-            raise CalibrationError(
-                f"calibration is a {type(source).__name__}, which cannot be iterated: give an "
-                "iterable of tensors or of tuples of tensors, a DataLoader, or a tensor"
-            )
-        self._inputs, _ = count_inputs(model)
-        self._inputs = max(1, self._inputs)
-        self._images = images
-        if sweeps > 1 and iter(source) is source:
-            source = list(self._batches(iter(source)))
-        self._source = source
-        self._one_shot = iter(source) is source
-        iterator = self._batches(iter(source))
-        try:
-            self.first = next(iterator)
-        except StopIteration:
-            raise CalibrationError(
-                "calibration is empty: give at least one batch of representative inputs"
-            ) from None
-        self._rest: Iterator[tuple[Any, ...]] | None = iterator if self._one_shot else None
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        if not self._one_shot:
-            yield from self._batches(iter(self._source))
-        elif self._rest is None:
-            raise CalibrationError(
-                "calibration is an iterator that has been read to its end: give a list or a "
-                "DataLoader, which can be read again"
-            )
-        else:
-            rest, self._rest = self._rest, None
-            yield from itertools.chain([self.first], rest)
-
-    def head(self, images: int) -> Iterator[tuple[Any, ...]]:
-        """The batches of the first images; 0: of all."""
-        seen = 0
-        for batch in self:
-            if not images:
-                yield batch
-                continue
-            yield tuple(_head(value, images - seen) for value in batch)
-            seen += _size(batch)
-            if seen >= images:
-                return
-
-    @property
-    def batches(self) -> int | None:
-        """The number of batches, where the source can tell."""
-        try:
-            return len(self._source)
-        except TypeError:
-            return None
-
-    def _batches(self, iterator: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
-        seen = 0
-        for index, item in enumerate(iterator):
-            if self._images is not None and seen >= self._images:
-                return
-            batch = self._arguments(item, index)
-            if self._images is not None:
-                batch = tuple(_head(value, self._images - seen) for value in batch)
-            seen += _size(batch)
-            if _size(batch):
-                yield batch
-
-    def _arguments(self, item: Any, index: int) -> tuple[Any, ...]:
-        items = tuple(item) if isinstance(item, (tuple, list)) else (item,)
-        if len(items) < self._inputs:
-            raise CalibrationError(
-                f"calibration batch {index} holds {len(items)} values, the model takes "
-                f"{self._inputs}"
-            )
-        batch = items[: self._inputs]
-        for position, value in enumerate(batch):
-            if not isinstance(value, Tensor):
-                raise CalibrationError(
-                    f"calibration batch {index}, input {position} is a {type(value).__name__}, "
-                    "not a tensor"
-                )
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise CalibrationError(
-                    f"calibration batch {index}, input {position} holds {bad} values that are "
-                    "NaN or infinite: look at the preprocessing"
-                )
-        return batch
+__all__ = ["calibrate"]
 
 
 def calibrate(
     simulated: fx.GraphModule,
     data: Iterable[tuple[Any, ...]],
     *,
+    inputs: Mapping[str, See] | None = None,
     batches: int | None = None,
     progress: bool = False,
 ) -> None:
     """Feed `data` through the float graph while its quantizers observe, then fix their grids.
 
-    Afterwards the graph simulates: activations and weights are quantized.
+    Afterwards the graph simulates: activations and weights are quantized. `inputs` see what
+    modules read in the same sweep. Raises CalibrationError for data that do not fit.
     """
-    quantizers = [
-        module for module in simulated.modules() if isinstance(module, ActivationQuantizer)
+    observing = [
+        module
+        for module in simulated.modules()
+        if isinstance(module, (ActivationQuantizer, SimulatedForm))
     ]
-    for quantizer in quantizers:
-        quantizer.observing = True
-    bar = tqdm(data, desc="calibrate", total=batches, delay=2, disable=not progress, unit="batch")
-    with torch.no_grad():
-        for index, batch in enumerate(bar):
-            try:
-                simulated(*batch)
-            except RuntimeError as error:
-                raise CalibrationError(
-                    f"calibration batch {index} ({_shapes(batch)}) does not run through the model, "
-                    f"although the first one does: {str(error).partition(chr(10))[0]}"
-                ) from error
+    for module in observing:
+        module.observing = True
+    sweep(simulated, data, inputs=inputs, label="calibrate", batches=batches, progress=progress)
     for name, module in simulated.named_modules():
         if isinstance(module, WeightQuantizer):
             module.enabled = True
+        elif isinstance(module, SimulatedForm):
+            module.observing = False
         elif isinstance(module, ActivationQuantizer):
             try:
                 module.freeze()
             except CalibrationError as error:
                 raise CalibrationError(f"{name}: {error}") from error
-
-
-def _head(value: Any, count: int) -> Any:
-    return value[:count] if isinstance(value, Tensor) and value.dim() else value
-
-
-def _shapes(batch: tuple[Any, ...]) -> str:
-    return ", ".join(
-        f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        for value in batch
-        if isinstance(value, Tensor)
-    )
-
-
-def _size(batch: tuple[Any, ...]) -> int:
-    first = batch[0] if batch else None
-    return len(first) if isinstance(first, Tensor) and first.dim() else 1

@@ -1,6 +1,6 @@
 """Bias correction: what rounding the weights does to the mean of a layer's output, undone.
 
-    E[y_q] − E[y] = (W_q − W) · E[x]          b' = b − (W_q − W) · E[x]
+    E[y_q] − E[y] = (W_q − W) · E[x]
 
 with E[x] of each input channel, measured on the calibration data (Nagel et al., Data-Free
 Quantization, ICCV 2019, section 4.2, with empirical instead of analytical expectations). Near
@@ -10,8 +10,6 @@ the border of an image, where padding takes part, the shift is an approximation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,46 +18,37 @@ from torch import Tensor, fx, nn
 
 from fxquant.plan.operations import Kind, classify
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
-from passes import FusedLayer
+from fxquant.simulate.sweep import See
+from passes import Decline, FusedLayer, InsertQuantDequant, Pass, PassResult, Rewriter
 
-__all__ = ["InputMeans", "correct_bias"]
+__all__ = ["CorrectBias", "InputMeans"]
 
 
 class InputMeans:
-    """The mean of each input channel of every layer with a quantized weight, streamed."""
+    """The mean of each input channel of every layer with a quantized weight, streamed.
+
+    `inputs` are the functions that see what the layers read, by path, for `calibrate`.
+    """
 
     def __init__(self, simulated: fx.GraphModule) -> None:
-        self.layers = {
-            name: module
+        self.layers: dict[str, Any] = {
+            name: module.layer
             for name, module in simulated.named_modules()
             if isinstance(module, FusedLayer)
             and isinstance(module.weight_quantizer, WeightQuantizer)
         }
+        self.inputs: dict[str, See] = {name: self._seer(name) for name in self.layers}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Inside the block, every forward pass of the graph is counted."""
-        handles = [
-            module.register_forward_pre_hook(self._hook(name))
-            for name, module in self.layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def mean(self, name: str) -> Tensor:
         """E[x] of the layer's input channels, float64 [C]."""
         return self._sums[name] / self._counts[name]
 
-    def _hook(self, name: str) -> Any:
-        layer = self.layers[name].layer
+    def _seer(self, name: str) -> See:
+        layer = self.layers[name]
 
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0]
+        def see(x: Tensor) -> None:
             if isinstance(layer, nn.Linear):
                 dims = list(range(x.dim() - 1))
                 count = x.numel() // max(1, x.shape[-1])
@@ -71,43 +60,69 @@ class InputMeans:
             self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
             self._counts[name] = self._counts.get(name, 0) + count
 
-        return hook
+        return see
 
 
-def correct_bias(simulated: fx.GraphModule, means: InputMeans) -> list[str]:
-    """Give every layer whose weight is quantized its corrected bias; returns the notes.
+class CorrectBias(Pass):
+    """Undo what rounding the weights does to the mean of a layer's output.
 
-    Layers are replaced, not written into: the stages before share their tensors. A layer whose
-    output is divided by its norm keeps its bias: padded tokens have no output at all, and the
-    smallest bias would make unit vectors of them.
+        before                            after
+        y = W_q x + b                     y = W_q x + b'        b' = b − (W_q − W) · E[x]
+
+    with E[x] from `means`. Not exact: the outputs come closer to those of the float network.
+
+    Declines where the output is divided by its norm: padded tokens have no output at all, and
+    the smallest bias would make unit vectors of them. A layer that is not the one whose inputs
+    were measured is left alone.
     """
-    normalized = _normalized_layers(simulated)
-    layers = {name: fused for name, fused in means.layers.items() if name not in normalized}
-    for name, fused in layers.items():
-        layer: Any = fused.layer
-        assert fused.weight_quantizer is not None
-        weight = layer.weight.detach().double()
-        error = fused.weight_quantizer(layer.weight.detach()).double() - weight
-        shift = _shift(layer, error, means.mean(name))
-        corrected = copy.copy(layer)
-        corrected._parameters = dict(layer._parameters)
-        before = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
-        corrected._parameters["bias"] = nn.Parameter(
-            (before - shift).to(layer.weight.dtype), requires_grad=False
-        )
-        fused.layer = corrected
-    return [f"bias correction: {len(layers)} layers"]
+
+    exact = False
+    after = (InsertQuantDequant,)
+
+    def __init__(self, means: InputMeans) -> None:
+        self.means = means
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        """Give every measured layer its corrected bias; the notes count them."""
+        rewriter = Rewriter(graph_module)
+        normalized = _normalized_layers(graph_module)
+        declines, changes = [], []
+        for name, layer in self.means.layers.items():
+            fused = graph_module.get_submodule(name)
+            if not isinstance(fused, FusedLayer) or fused.layer is not layer:
+                continue
+            if name in normalized:
+                reason = "its output is divided by its norm: it keeps its bias"
+                declines.append(Decline.at(normalized[name], reason))
+                continue
+            assert fused.weight_quantizer is not None
+            weight = layer.weight.detach().double()
+            error = fused.weight_quantizer(layer.weight.detach()).double() - weight
+            shift = _shift(layer, error, self.means.mean(name))
+            corrected = copy.copy(layer)
+            corrected._parameters = dict(layer._parameters)
+            before = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
+            corrected._parameters["bias"] = nn.Parameter(
+                (before - shift).to(layer.weight.dtype), requires_grad=False
+            )
+            # The layer within is replaced, not written into: the stages before share it.
+            fused.layer = corrected
+            rewriter.modified = True
+            low, high = float((-shift).min()), float((-shift).max())
+            changes.append(f"{name}: bias moved by {low:.3g} to {high:.3g}")
+        notes = (f"bias correction: {len(changes)} layers",)
+        return PassResult(rewriter.finish(), tuple(declines), notes, tuple(changes))
 
 
-def _normalized_layers(simulated: fx.GraphModule) -> set[str]:
-    """The paths of layers whose output goes, behind movement and quantizers, to F.normalize."""
-    found = set()
+def _normalized_layers(simulated: fx.GraphModule) -> dict[str, fx.Node]:
+    """The layers whose output goes, behind movement and quantizers, to F.normalize, by path."""
+    found = {}
     behind: set[fx.Node] = set()
     for node in reversed(simulated.graph.nodes):
         if any(user.target is F.normalize or user in behind for user in node.users):
             called = simulated.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(called, FusedLayer):
-                found.add(str(node.target))
+                found[str(node.target)] = node
             elif isinstance(called, ActivationQuantizer) or (
                 called is None and classify(node, simulated).kind is Kind.MOVE
             ):

@@ -35,9 +35,24 @@ class SimulatedForm(nn.Module):
         self.function = function
         self.norm = norm
         self.dim = dim
-        # No child: the graph calls it by its own path.
-        self.__dict__["source"] = None
+        self.observing = False
         self._largest: Tensor | None = None
+        self.unlink()
+
+    @property
+    def source(self) -> ActivationQuantizer | None:
+        """The quantizer that its input has passed; None where it computes in float."""
+        source: ActivationQuantizer | None = self.__dict__["_source"]
+        return source
+
+    def link(self, source: ActivationQuantizer) -> None:
+        """Execute the integer operators on the grid of `source`, once that is calibrated."""
+        # No child: the graph calls it by its own path.
+        self.__dict__["_source"] = source
+
+    def unlink(self) -> None:
+        """Compute in float."""
+        self.__dict__["_source"] = None
 
     @property
     def operation(self) -> str:
@@ -54,9 +69,9 @@ class SimulatedForm(nn.Module):
         """What the operation gives for float values on the grid of its input."""
         extra = () if mask is None else (mask,)
         y = self.function(x, *extra)
-        source: ActivationQuantizer | None = self.__dict__["source"]
+        source = self.source
         if source is None or not source.has_qparams or not source.enabled:
-            if self.form.method == "power_of_two":
+            if self.observing and self.form.method == "power_of_two":
                 largest = x.detach().abs().flatten(0, -2).amax(0)
                 seen = self._largest
                 self._largest = largest if seen is None else torch.maximum(seen, largest)
@@ -121,9 +136,9 @@ def link_forms(simulated: fx.GraphModule) -> None:
         if not isinstance(module, SimulatedForm):
             continue
         source = node.all_input_nodes[0]
-        while not isinstance(_called(simulated, source), ActivationQuantizer):
+        while not isinstance(quantizer := _called(simulated, source), ActivationQuantizer):
             source = source.all_input_nodes[0]
-        module.__dict__["source"] = _called(simulated, source)
+        module.link(quantizer)
 
 
 def _called(root: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -8,10 +8,71 @@ import torch
 from torch import fx
 
 from fxquant.errors import CompileError
+<<<<<<< HEAD
 from fxquant.plan.integers_only import between_integers, refuse_floats
 from passes import tensor_info
 
 __all__ = ["check_integer_graph", "check_integers_only"]
+=======
+from fxquant.plan.plan import Plan
+from fxquant.simulate.quantizers import ActivationQuantizer
+from passes import tensor_info
+
+_FOLLOWS = re.compile(r"its (consumers are|operand \S+ is) float")
+
+__all__ = [
+    "check_float_graph",
+    "check_integer_graph",
+    "check_integers_only",
+    "check_simulated_graph",
+]
+
+
+def check_float_graph(graph: fx.GraphModule) -> None:
+    """A float or fused graph: nothing is quantized, and every node knows what it stands for.
+
+    There is no quantizer and no operator on integers, and every operation has `origin` and
+    `module_path` in its meta. Raises CompileError naming the node.
+    """
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            continue
+        lost = [key for key in ("origin", "module_path") if key not in node.meta]
+        if lost:
+            raise CompileError(f"{node.name} lost its {' and '.join(lost)}")
+        if _quantizer(graph, node) is not None or str(node.target).startswith("fxquant."):
+            raise CompileError(f"{node.name} is quantized in a float graph")
+
+
+def check_simulated_graph(simulated: fx.GraphModule, plan: Plan) -> None:
+    """A simulated graph: one quantizer for each quantized value, and that of the plan.
+
+    Every planned node is there. A quantizer reads one value that the plan gives to it, and never
+    another quantizer's; all quantizers of a value are one. Raises CompileError naming the node.
+    """
+    plan.check_names(simulated)
+    planned = {name: site.path for site in plan.values for name in site.nodes}
+    found: dict[str, str] = {}
+    for node in simulated.graph.nodes:
+        if _quantizer(simulated, node) is None:
+            continue
+        source = node.all_input_nodes[0]
+        if _quantizer(simulated, source) is not None:
+            raise CompileError(f"{node.name} quantizes {source.name}, which is quantized")
+        if planned.get(source.name) != node.target:
+            raise CompileError(
+                f"{source.name} passes {node.target}, the plan has {planned.get(source.name)}"
+            )
+        if found.setdefault(source.name, node.name) != node.name:
+            raise CompileError(
+                f"{source.name} is quantized twice, by {found[source.name]} and {node.name}"
+            )
+
+
+def _quantizer(root: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer) else None
+>>>>>>> 84239a0 (Compile is six steps; every rewrite of the fused graph is a pass that is verified, recorded and reproducible)
 
 
 def check_integer_graph(integer: fx.GraphModule) -> None:

@@ -40,11 +40,15 @@ class Decline:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a run of a pass did."""
+    """What a run of a pass did.
+
+    `changes` has a line for each layer whose tensors changed where the listing shows nothing.
+    """
 
     modified: bool
     declines: tuple[Decline, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    changes: tuple[str, ...] = field(default=())
 
 
 class Pass(ABC):
@@ -52,15 +56,16 @@ class Pass(ABC):
 
     `exact` promises the same outputs up to float rounding, which the pipeline checks.
     `after` names the passes that, where they are in the pipeline at all, must stand earlier.
+    `name` is the class name in snake case: ``FoldBatchNorm`` is ``fold_batch_norm``.
     """
 
     exact: ClassVar[bool] = True
     after: ClassVar[tuple[type[Pass], ...]] = ()
+    name: ClassVar[str] = "pass"
 
-    @property
-    def name(self) -> str:
-        """The class name in snake case: ``FoldBatchNorm`` is ``fold_batch_norm``."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     @abstractmethod
     def run(self, graph_module: fx.GraphModule) -> PassResult:

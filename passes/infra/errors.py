@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PassError(Exception):
-    """A pass broke its contract; the message names the pass and, where there is one, the node."""
+    """A pass broke its contract; the message names the pass and, where there is one, the node.
+
+    `failure` is the `Failure` of `passes.infra.reproducer`, where a pipeline ran the pass.
+    """
+
+    failure: Any = None
 
 
 class OrderError(PassError):

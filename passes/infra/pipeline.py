@@ -7,22 +7,27 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
 from passes.infra import listing, verify
-from passes.infra.base import Decline, Pass
-from passes.infra.errors import OrderError, PassError, VerificationError
+from passes.infra.base import Decline, Pass, PassResult
+from passes.infra.errors import OrderError, PassError, UnsupportedGraphError, VerificationError
+from passes.infra.reproducer import Failure
 
 __all__ = ["PassRecord", "Pipeline", "copy_sharing_tensors"]
 
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: its time, the nodes it made and erased, its declines, its diff."""
+    """What one pass did: its time, the nodes it made and erased, its declines, its diff.
+
+    `verified` says what was compared after it: "same outputs" up to float rounding, "runs" for a
+    pass that is not exact, "" where it changed nothing. `diff` is that of the listings, and a
+    line for each layer whose tensors changed (``~ fc1: ...``).
+    """
 
     name: str
     milliseconds: float
@@ -34,16 +39,19 @@ class PassRecord:
     operations_before: Counter[str]
     operations_after: Counter[str]
     diff: str = field(repr=False)
+    changes: tuple[str, ...] = ()
+    verified: str = ""
 
 
 class Pipeline:
     """An ordered list of passes over one graph.
 
-    The order is checked as a whole before anything runs. After each pass the graph is linted
-    and run on the probe inputs; an exact pass must leave the outputs as they were, and the
-    invariant, where one is given, must hold.
+    The order is checked as a whole before anything runs. After each pass that changed something
+    the graph is linted and run on the probe inputs; an exact pass must leave the outputs as they
+    were, and `invariant`, where one is given, must hold.
 
-    Raises OrderError on construction; VerificationError, naming pass and node, from `run`.
+    Raises OrderError on construction; PassError, naming pass and node, from `run`. Its `failure`
+    is what `write_reproducer` of `passes.infra.reproducer` takes.
     """
 
     def __init__(
@@ -51,53 +59,65 @@ class Pipeline:
         passes: Sequence[Pass],
         *,
         invariant: verify.Invariant | None = None,
-        reproducer: Path | None = None,
     ) -> None:
         self.passes = tuple(passes)
         self.invariant = invariant
-        self.reproducer = reproducer
         check_order(self.passes)
 
     def run(self, graph_module: fx.GraphModule, probe: Sequence[Any]) -> list[PassRecord]:
         """Run all passes on `graph_module` in place and return their records."""
-        records: list[PassRecord] = []
+        original = copy_sharing_tensors(graph_module)
         # Until it is canonical, a graph may write into its inputs: it gets its own.
         own = copy.deepcopy(tuple(probe))
         outputs = verify.run_and_annotate(graph_module, own, name="before the first pass")
-        for step in self.passes:
-            before_text = listing.to_text(graph_module)
-            before_count = listing.count_operations(graph_module)
-            before_nodes = set(graph_module.graph.nodes)
-            start = time.perf_counter()
+        records: list[PassRecord] = []
+        for index, step in enumerate(self.passes):
             try:
-                result = step.run(graph_module)
-                if result.modified:
-                    outputs = self._verify(step, graph_module, probe, outputs)
-            except PassError:
-                self._reproduce(step, before_text)
+                record, outputs = self._step(step, graph_module, probe, outputs)
+            except UnsupportedGraphError:
                 raise
-            except Exception as error:
-                self._reproduce(step, before_text)
-                raise PassError(f"{step.name}: {type(error).__name__}: {error}") from error
-            after_text = listing.to_text(graph_module)
-            after_nodes = set(graph_module.graph.nodes)
-            if not result.modified and before_text != after_text:
-                raise VerificationError(f"{step.name}: changed the graph but says it did not")
-            records.append(
-                PassRecord(
-                    name=step.name,
-                    milliseconds=(time.perf_counter() - start) * 1e3,
-                    modified=result.modified,
-                    created=len(after_nodes - before_nodes),
-                    erased=len(before_nodes - after_nodes),
-                    declines=result.declines,
-                    notes=result.notes,
-                    operations_before=before_count,
-                    operations_after=listing.count_operations(graph_module),
-                    diff=listing.diff(before_text, after_text, name=step.name),
-                )
-            )
+            except PassError as error:
+                # What ran before the failure runs again, rather than a copy before each pass.
+                Pipeline(self.passes[:index]).run(original, probe)
+                error.failure = Failure(step, original, tuple(probe))
+                raise
+            records.append(record)
         return records
+
+    def _step(
+        self, step: Pass, graph_module: fx.GraphModule, probe: Sequence[Any], outputs: Any
+    ) -> tuple[PassRecord, Any]:
+        before_text = listing.to_text(graph_module)
+        before_count = listing.count_operations(graph_module)
+        before_nodes = set(graph_module.graph.nodes)
+        start = time.perf_counter()
+        try:
+            result = step.run(graph_module)
+        except PassError:
+            raise
+        except Exception as error:
+            raise PassError(f"{step.name}: {type(error).__name__}: {error}") from error
+        if result.modified:
+            outputs = self._verify(step, graph_module, probe, outputs)
+        after_text = listing.to_text(graph_module)
+        after_nodes = set(graph_module.graph.nodes)
+        if not result.modified and before_text != after_text:
+            raise VerificationError(f"{step.name}: changed the graph but says it did not")
+        record = PassRecord(
+            name=step.name,
+            milliseconds=(time.perf_counter() - start) * 1e3,
+            modified=result.modified,
+            created=len(after_nodes - before_nodes),
+            erased=len(before_nodes - after_nodes),
+            declines=result.declines,
+            notes=result.notes,
+            operations_before=before_count,
+            operations_after=listing.count_operations(graph_module),
+            diff=_diff(before_text, after_text, result, step.name),
+            changes=result.changes,
+            verified=("same outputs" if step.exact else "runs") if result.modified else "",
+        )
+        return record, outputs
 
     def _verify(
         self, step: Pass, graph_module: fx.GraphModule, probe: Sequence[Any], expected: Any
@@ -107,13 +127,13 @@ class Pipeline:
         if step.exact:
             verify.check_equivalent(expected, found, name=step.name)
         if self.invariant is not None:
-            self.invariant(graph_module)
+            try:
+                self.invariant(graph_module)
+            except Exception as error:
+                raise VerificationError(
+                    f"{step.name}: left a graph that breaks its stage's promise: {error}"
+                ) from error
         return found
-
-    def _reproduce(self, step: Pass, text: str) -> None:
-        if self.reproducer is not None:
-            self.reproducer.mkdir(parents=True, exist_ok=True)
-            (self.reproducer / f"before_{step.name}.txt").write_text(text)
 
 
 def check_order(passes: Sequence[Pass]) -> None:
@@ -141,3 +161,8 @@ def copy_sharing_tensors(graph_module: fx.GraphModule) -> fx.GraphModule:
             if isinstance(value, torch.Tensor):
                 shared[id(value)] = value
     return copy.deepcopy(graph_module, shared)
+
+
+def _diff(before: str, after: str, result: PassResult, name: str) -> str:
+    lines = [listing.diff(before, after, name=name), *(f"~ {line}" for line in result.changes)]
+    return "\n".join(line for line in lines if line)

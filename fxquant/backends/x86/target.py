@@ -12,7 +12,7 @@ from fxquant.backends.check import TargetCheck, check_operations
 from fxquant.backends.target import Execution, LoweredGraph
 from fxquant.backends.x86.executor import Executor
 from fxquant.backends.x86.lower import lower_to_kernels
-from fxquant.backends.x86.rewrites import rewrite
+from fxquant.backends.x86.rewrites import PASSES, rewrite
 from fxquant.backends.x86.saturation import weight_refusal
 from fxquant.simulate.weight_fit import WeightRefusal
 
@@ -26,6 +26,7 @@ class X86:
 
     name = "x86"
     tolerance = 1
+    passes = PASSES
 
     def unavailable(self) -> str:
         """Both engines whose kernels are called must be built into torch."""

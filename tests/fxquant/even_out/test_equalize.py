@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fxquant.even_out.equalize import equalizable_pairs, equalize
-from passes import Canonicalize, FuseConvBnRelu, Pipeline, copy_sharing_tensors
+from fxquant.even_out.equalize import Equalize
+from passes import Canonicalize, FuseConvBnRelu, PassRecord, Pipeline, copy_sharing_tensors
 from tests.fxquant.small_networks import images, module
-from tests.passes.checking import float_graph
+from tests.passes.checking import check, float_graph
 
 
 def fused(model: nn.Module) -> fx.GraphModule:
     graph_module = float_graph(model)
     Pipeline([Canonicalize(), FuseConvBnRelu()]).run(graph_module, (images(1),))
     return copy_sharing_tensors(graph_module)
+
+
+def equalized(graph_module: fx.GraphModule) -> PassRecord:
+    (record,) = Pipeline([Equalize()]).run(graph_module, (images(1),))
+    return record
 
 
 def uneven(*layers: Any) -> nn.Sequential:
@@ -45,7 +50,8 @@ def test_computes_the_same_with_weights_of_like_range(name: str) -> None:
         model[0].weight.data[2] = 0.0
     graph_module = fused(model)
     expected = model(images())
-    equalize(graph_module)
+    record = equalized(graph_module)
+    assert record.verified == "same outputs"
     assert torch.allclose(
         graph_module(images()), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
     )
@@ -58,19 +64,46 @@ def test_computes_the_same_with_weights_of_like_range(name: str) -> None:
 def test_the_model_keeps_its_weights() -> None:
     model = uneven(*CHAINS["relu"]())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    equalize(fused(model))
+    equalized(fused(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_relu6_ends_a_chain() -> None:
+def test_keeps_what_every_pass_promises() -> None:
+    checked = check(Equalize(), fused(uneven(*CHAINS["depthwise"]())), images(1), modified=True)
+    assert checked.result.notes == ("cross-layer equalization: 2 pairs of layers",)
+
+
+def test_the_diff_says_what_happened_to_each_layer() -> None:
+    record = equalized(fused(uneven(*CHAINS["depthwise"]())))
+    first, middle, last = record.diff.splitlines()
+    assert first.startswith("~ 0: outputs divided by ")
+    assert "outputs divided by" in middle
+    assert "columns times" in middle
+    assert last.startswith("~ 4: columns times ")
+
+
+def test_layers_that_are_alike_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)).eval()
+    for layer in model:
+        nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+    assert not equalized(fused(model)).modified
+
+
+def declined(model: nn.Module) -> list[str]:
+    record = equalized(fused(model))
+    assert not record.modified
+    return [decline.reason for decline in record.declines]
+
+
+def test_relu6_declines() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 4, 1)).eval()
-    assert equalizable_pairs(fused(model)) == []
+    assert declined(model) == ["relu6 is not scale-equivariant"]
 
 
-def test_a_value_that_two_layers_read_ends_a_chain() -> None:
+def test_a_value_that_two_layers_read_declines() -> None:
     def forward(self: Any, x: Any) -> Any:
         y = self.a(x)
         return self.b(y) + self.c(y)
 
     parts = {name: nn.Conv2d(inner, 4, 1) for name, inner in (("a", 3), ("b", 4), ("c", 4))}
-    assert equalizable_pairs(fused(module(forward, **parts))) == []
+    assert declined(module(forward, **parts)) == ["feeds 2 nodes", "c also adds a residual"]

@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant.compiled import CompiledModel
-from fxquant.errors import CalibrationError, RecipeError
-from fxquant.even_out.split_outliers import split_outlier_channels
+from fxquant.errors import RecipeError
+from fxquant.even_out.channel_ranges import measure_ranges
+from fxquant.even_out.hidden_pairs import find_pairs
+from fxquant.even_out.split_outliers import SplitOutliers
 from fxquant.frontend.trace import trace
 from fxquant.plan.residual import ResidualStream
 from fxquant.recipe import Recipe
@@ -21,14 +23,16 @@ from passes import (
     Canonicalize,
     FuseConvBnRelu,
     InferRanges,
+    PassRecord,
     Pipeline,
     copy_sharing_tensors,
     module_path,
 )
 from passes.infra.listing import to_text
 from tests.fxquant.small_networks import images, module
+from tests.passes.checking import check
 
-C, HIDDEN = 8, 24
+C, HIDDEN = 8, 48  # of which a twentieth, 2, may be computed apart
 UNIT = 2.0**-24
 
 
@@ -62,9 +66,19 @@ def fused(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     return copy_sharing_tensors(graph_module)
 
 
-def split(model: nn.Module, **options: Any) -> tuple[fx.GraphModule, list[str]]:
+def run(graph_module: fx.GraphModule, data: Any, ratio: float = 4.0) -> PassRecord:
+    """Measure, then run the pass with the proof that a pipeline asks for."""
+    data = list(data)
+    pairs = [pair.path for pair in find_pairs(graph_module)]
+    ranges = measure_ranges(graph_module, pairs, data, of="inputs")
+    probe = tuple(value[:1] for value in data[0])
+    record, _ = Pipeline([SplitOutliers(ranges, ratio), InferRanges()]).run(graph_module, probe)
+    return record
+
+
+def split(model: nn.Module, ratio: float = 4.0) -> tuple[fx.GraphModule, list[str]]:
     graph_module = fused(model)
-    return graph_module, split_outlier_channels(graph_module, [(tokens(),)], **options)
+    return graph_module, list(run(graph_module, [(tokens(),)], ratio).notes)
 
 
 def targets(graph_module: fx.GraphModule) -> list[str]:
@@ -91,8 +105,8 @@ def test_a_far_channel_is_computed_apart() -> None:
     lines = [" ".join(line.split()) for line in to_text(graph_module).splitlines()]
     assert lines == [
         "x = input f32[1,6,8]",
-        "fc1 = linear(x) f32[1,6,23]",
-        "gelu = gelu(fc1, approximate='none') f32[1,6,23]",
+        "fc1 = linear(x) f32[1,6,47]",
+        "gelu = gelu(fc1, approximate='none') f32[1,6,47]",
         "fc1_outliers = linear(x) f32[1,6,1]",
         "gelu_outliers = gelu(fc1_outliers, approximate='none') f32[1,6,1]",
         "fc2_outliers = linear(gelu_outliers) f32[1,6,8]",
@@ -101,7 +115,7 @@ def test_a_far_channel_is_computed_apart() -> None:
         "return fc2",
     ]
     assert len(notes) == 1
-    assert notes[0].startswith("fc2: 1 of 24 channels reaches ")
+    assert notes[0].startswith("fc2: 1 of 48 channels reaches ")
     assert notes[0].endswith(": computed apart")
 
 
@@ -194,7 +208,7 @@ def test_nothing_happens_without_outliers() -> None:
     model = mlp(reach=1.0)
     graph_module = fused(model)
     before = to_text(graph_module)
-    assert split_outlier_channels(graph_module, [(tokens(),)]) == []
+    assert not run(graph_module, [(tokens(),)]).modified
     assert to_text(graph_module) == before
     assert graph_module.get_submodule("fc1").weight is model.fc1.weight
 
@@ -202,23 +216,23 @@ def test_nothing_happens_without_outliers() -> None:
 def test_nothing_happens_a_second_time() -> None:
     model = mlp(F.gelu, 40.0, 1, 2)
     far(model.fc1, model.fc2, 20.0, 2)
-    graph_module, notes = split(model, most=0.1)
+    graph_module, notes = split(model)
     assert len(notes) == 1
     before = to_text(graph_module)
-    assert split_outlier_channels(graph_module, [(tokens(),)], most=0.1) == []
+    assert not run(graph_module, [(tokens(),)]).modified
     assert to_text(graph_module) == before
 
 
 def test_channels_of_like_range_go_together() -> None:
-    graph_module, notes = split(mlp(F.gelu, 40.0, 3, 7), most=0.1)
+    graph_module, notes = split(mlp(F.gelu, 40.0, 3, 7))
     assert graph_module.get_submodule("fc1_outliers").weight.shape == (2, C)
-    assert "2 of 24 channels reach " in notes[0]
+    assert "2 of 48 channels reach " in notes[0]
 
 
 def test_each_step_of_the_range_is_a_pair_of_its_own() -> None:
     model = mlp(F.gelu, 20.0, 3, 7)
     far(model.fc1, model.fc2, 20.0, 7)
-    graph_module, notes = split(model, most=0.1)
+    graph_module, notes = split(model)
     assert torch.equal(graph_module.get_submodule("fc1_outliers").weight, model.fc1.weight[7:8])
     assert torch.equal(graph_module.get_submodule("fc1_outliers_2").weight, model.fc1.weight[3:4])
     assert notes[0].count(" reach") == 2
@@ -227,7 +241,7 @@ def test_each_step_of_the_range_is_a_pair_of_its_own() -> None:
 
 
 def test_more_channels_than_allowed_stay() -> None:
-    assert split(mlp(F.gelu, 40.0, 3, 7))[1] == []  # a twentieth of 24 is 1
+    assert split(mlp(F.gelu, 40.0, 3, 7, 9))[1] == []
 
 
 def test_the_ratio_says_what_an_outlier_is() -> None:
@@ -248,7 +262,7 @@ def test_zeros_beside_it_make_no_outlier() -> None:
 def test_all_batches_count() -> None:
     graph_module = fused(mlp())
     quiet = torch.zeros(2, 6, C)
-    assert len(split_outlier_channels(graph_module, [(quiet,), (tokens(),), (quiet,)])) == 1
+    assert run(graph_module, [(quiet,), (tokens(),), (quiet,)]).modified
 
 
 # -- which layers ------------------------------------------------------------------------
@@ -271,13 +285,13 @@ def test_a_layer_called_twice_is_left_alone() -> None:
     (fc1,) = (node for node in graph_module.graph.nodes if node.target == "fc1")
     with graph_module.graph.inserting_before(fc1):
         graph_module.graph.call_module("fc1", fc1.args)
-    assert split_outlier_channels(graph_module, [(tokens(),)]) == []
+    assert not run(graph_module, [(tokens(),)]).modified
 
 
 def test_convolutions_are_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.Conv2d(8, 4, 1)).eval()
     model[0].weight.data[2] *= 100  # type: ignore[operator,index]
-    assert split_outlier_channels(fused(model, images(1)), [(images(),)]) == []
+    assert not run(fused(model, images(1)), [(images(),)]).modified
 
 
 def test_of_two_pairs_with_a_layer_in_common_the_worse_is_split() -> None:
@@ -289,39 +303,22 @@ def test_of_two_pairs_with_a_layer_in_common_the_worse_is_split() -> None:
     graph_module, notes = split(model)
     assert [note.partition(":")[0] for note in notes] == ["c"]
     assert torch.allclose(graph_module(tokens()), model(tokens()), atol=1e-4)
-    assert split_outlier_channels(graph_module, [(tokens(),)]) == []
+    assert not run(graph_module, [(tokens(),)]).modified
 
 
-# -- errors ------------------------------------------------------------------------------
+def test_keeps_what_every_pass_promises() -> None:
+    graph_module = fused(mlp())
+    ranges = measure_ranges(graph_module, ["fc2"], [(tokens(),)], of="inputs")
+    check(SplitOutliers(ranges), graph_module, tokens(1), modified=True)
 
 
-def test_data_are_not_read_without_a_place() -> None:
-    def never() -> Any:
-        raise AssertionError
-        yield
-
-    assert split_outlier_channels(fused(nn.Linear(C, C)), never()) == []
+def test_a_pair_that_was_not_measured_is_left_alone() -> None:
+    assert not SplitOutliers({}).run(fused(mlp())).modified
 
 
-@pytest.mark.parametrize("options", [{"ratio": 1.0}, {"most": 0.0}, {"most": 1.5}])
-def test_options_out_of_bounds_are_refused(options: dict[str, float]) -> None:
+def test_a_ratio_out_of_bounds_is_refused() -> None:
     with pytest.raises(RecipeError, match="split_outliers"):
-        split(mlp(), **options)
-
-
-def test_no_data_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="never seen"):
-        split_outlier_channels(fused(mlp()), [])
-
-
-def test_values_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="NaN"):
-        split_outlier_channels(fused(mlp()), [(tokens() * float("nan"),)])
-
-
-def test_data_that_do_not_run_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="batch 1"):
-        split_outlier_channels(fused(mlp()), [(tokens(),), (torch.ones(1, 3),)])
+        SplitOutliers({}, 1.0)
 
 
 # -- compiled ----------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from fxquant.frontend.trace import trace
 from fxquant.plan.plan import make_plan
 from fxquant.recipe import Recipe
-from fxquant.simulate.calibrate import CalibrationSet, calibrate
-from fxquant.simulate.quantize_weights import weight_quantizers
+from fxquant.simulate.calibrate import calibrate
+from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.quantizers import ActivationQuantizer
+from fxquant.simulate.weight_quantizers import weight_quantizers
 from passes import (
     AssignOneSided,
     Canonicalize,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.plan.macs import multiply_accumulates
-from fxquant.report.report import Report, colored
+from fxquant.report.diffs import colored
+from fxquant.report.report import Report
 from tests.fxquant.small_networks import Residual, compiled, conv_net, module
 
 

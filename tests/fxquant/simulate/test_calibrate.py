@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import CalibrationError
-from fxquant.simulate.calibrate import CalibrationSet
+from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.quantizers import ActivationQuantizer
 from tests.fxquant.small_networks import Residual, compiled, conv_net, images, module
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +79,31 @@ def test_annotates_before_the_first_pass() -> None:
     assert all("tensor" in node.meta for node in graph_module.graph.nodes)
 
 
+class Halve(Pass):
+    """Halves a weight: the listing stays the same."""
+
+    exact = False
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        conv = nn.Conv2d(3, 3, 1)
+        conv.weight = nn.Parameter(graph_module.conv.weight / 2)  # type: ignore[union-attr,operator]
+        Rewriter(graph_module).set_module("conv", conv)
+        return PassResult(True, changes=("conv: weight times 0.5",))
+
+
+def test_the_diff_names_layers_whose_tensors_changed() -> None:
+    (record,) = Pipeline([Halve()]).run(with_tensors(), (image(),))
+    assert record.diff == "~ conv: weight times 0.5"
+    assert record.changes == ("conv: weight times 0.5",)
+
+
+def test_the_record_says_what_was_verified() -> None:
+    steps = [Replace(), ReplaceInexactly(torch.relu, torch.tanh), AfterReplace()]
+    records = Pipeline(steps[:2]).run(relu(), (image(),))
+    records += Pipeline([AfterReplace()]).run(relu(), (image(),))
+    assert [record.verified for record in records] == ["same outputs", "runs", ""]
+
+
 def test_an_order_that_a_pass_forbids_is_refused_up_front() -> None:
     with pytest.raises(OrderError, match="after_replace must come after replace, which stands"):
         Pipeline([AfterReplace(), Replace()])
@@ -129,20 +153,8 @@ def test_an_invariant_is_checked_after_each_change() -> None:
             raise VerificationError("holds tanh")
 
     steps = [Replace(), ReplaceInexactly(torch.relu, torch.tanh)]
-    with pytest.raises(VerificationError, match="holds tanh"):
+    with pytest.raises(VerificationError, match=r"^replace_inexactly: .*promise: holds tanh"):
         Pipeline(steps, invariant=no_tanh).run(relu(), (image(),))
-
-
-def test_a_failure_leaves_a_reproducer(tmp_path: Path) -> None:
-    pipeline = Pipeline([Replace(new=torch.tanh)], reproducer=tmp_path / "new")
-    with pytest.raises(VerificationError):
-        pipeline.run(relu(), (image(),))
-    assert "relu = relu(x" in (tmp_path / "new" / "before_replace.txt").read_text()
-
-
-def test_no_failure_leaves_no_reproducer(tmp_path: Path) -> None:
-    Pipeline([Replace()], reproducer=tmp_path / "new").run(relu(), (image(),))
-    assert not (tmp_path / "new").exists()
 
 
 def with_tensors() -> fx.GraphModule:

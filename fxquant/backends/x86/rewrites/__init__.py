@@ -13,9 +13,11 @@ from fxquant.backends.x86.rewrites.merge_branches import MergeBranches
 from fxquant.backends.x86.rewrites.pad_channels import PadChannels
 from fxquant.errors import CompileError
 from fxquant.to_integer.invariants import check_integer_graph
-from passes import PassError, PassRecord, Pipeline, copy_sharing_tensors
+from passes import Pass, PassError, PassRecord, Pipeline, copy_sharing_tensors
 
-__all__ = ["FoldChannelShuffle", "MergeBranches", "PadChannels", "rewrite"]
+__all__ = ["PASSES", "FoldChannelShuffle", "MergeBranches", "PadChannels", "rewrite"]
+
+PASSES: tuple[type[Pass], ...] = (MergeBranches, FoldChannelShuffle, PadChannels)
 
 # Measured unit by unit on ShuffleNets of all widths and sizes of maps: weights of more channels
 # leave the cache. Without AMX products with zeros are dear, and dearer still without AVX-512.

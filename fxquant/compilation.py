@@ -1,0 +1,215 @@
+"""What a compile was asked for, checked, and the value that goes through its steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxquant.backends import find_target
+from fxquant.errors import (
+    CalibrationError,
+    CompileError,
+    DataError,
+    InputError,
+    ModelError,
+    RecipeError,
+    nearest,
+)
+from fxquant.even_out import measured_rewrites
+from fxquant.plan.coverage import CoverageRow
+from fxquant.plan.plan import Plan
+from fxquant.plan.stage_passes import canonical_passes, fusing_passes
+from fxquant.recipe import Recipe
+from fxquant.report.dump import dump_stage
+from fxquant.simulate.calibration_set import CalibrationSet
+from fxquant.simulate.correct_bias import CorrectBias
+from fxquant.simulate.simulation_passes import SIMULATION_PASSES
+from passes import Pass, PassError, PassRecord, Pipeline, UnsupportedGraphError
+from passes.infra.reproducer import write_reproducer
+
+__all__ = ["Compilation", "Request", "begin", "reproducible"]
+
+Invariant = Callable[[fx.GraphModule], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `fxquant.compile`, of which every one is checked before any work.
+
+    Raises TargetError, ModelError, RecipeError or InputError for the argument that is wrong.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    target: str
+    verbose: bool = False
+    diff_passes: tuple[str, ...] = ()
+    dump: Path | None = None
+    progress: bool = False
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        find_target(self.target)
+        if not isinstance(self.model, nn.Module):
+            raise ModelError(f"a model is an nn.Module, found a {type(self.model).__name__}")
+        if not isinstance(self.recipe, Recipe):
+            raise RecipeError(
+                f"a recipe is a Recipe or the name of one, found a {type(self.recipe).__name__}: "
+                "Recipe.from_dict and Recipe.from_toml make one"
+            )
+        _check_device(self.device)
+        if (self.resume or self.checkpoint is not None) and not self.recipe.reconstruction.learned:
+            raise RecipeError(
+                f"checkpoint and resume are for learned roundings, and recipe {self.recipe.name} "
+                "learns none: choose one that ends in _adaround, _brecq, _qdrop or _pdquant"
+            )
+        known = _pass_names(self.recipe, self.target)
+        for name in self.diff_passes:
+            if name not in known:
+                raise InputError(
+                    f"no pass {name!r} runs for recipe {self.recipe.name} and target "
+                    f"{self.target}: {', '.join(known)}{nearest(name, known)}"
+                )
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What the steps of a compile have made so far.
+
+    `stages` are the graphs by name, the last of which may be unfinished; `records` are those of
+    all passes that ran, `notes` are for the report. `probe` is one sample of the data, on which
+    passes are verified.
+    """
+
+    request: Request
+    data: CalibrationSet
+    probe: tuple[Any, ...]
+    stages: Mapping[str, fx.GraphModule] = field(default_factory=dict)
+    records: tuple[PassRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    leaf_reasons: Mapping[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
+    coverage: tuple[CoverageRow, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the user asked for."""
+        return self.request.recipe
+
+    def run(
+        self,
+        stage: str,
+        graph: fx.GraphModule,
+        passes: Sequence[Pass],
+        invariant: Invariant,
+    ) -> Compilation:
+        """Run `passes` on `graph`, which becomes `stage`; see `Pipeline.run`.
+
+        Raises ModelError for a graph that is the user's matter, CompileError for one of ours.
+        """
+        try:
+            records = Pipeline(passes, invariant=invariant).run(graph, self.probe)
+        except UnsupportedGraphError as error:
+            raise ModelError(f"the model cannot be compiled as it is: {error}") from error
+        except PassError as error:
+            first = "before the first pass: "
+            if stage == "float" and str(error).startswith(first):
+                raise ModelError(
+                    "the model does not run on the first calibration batch: "
+                    f"{str(error).removeprefix(first)}"
+                ) from error
+            raise CompileError(f"{stage} graph: {error}") from error
+        stages = {**self.stages, stage: graph}
+        return replace(self, stages=stages, records=(*self.records, *records))
+
+    def noting(self, notes: Sequence[str]) -> Compilation:
+        """With more notes for the report."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def finished(self, stage: str) -> Compilation:
+        """Dump a stage that nothing changes any more, where the user asked for it."""
+        if self.request.dump is not None:
+            dump_stage(self.request.dump, stage, self.stages[stage])
+        return self
+
+
+def begin(request: Request, calibration: Any) -> Compilation:
+    """Open the data; raises CalibrationError and DataError."""
+    recipe = request.recipe
+    if calibration is None:
+        if not recipe.calibration.source:
+            raise CalibrationError(
+                "no calibration data: pass calibration=batches, or name a folder in the "
+                "recipe's calibration.source"
+            )
+        from fxquant.data import open_batches
+
+        calibration = open_batches(
+            recipe.calibration.source,
+            images=recipe.calibration.images or None,
+            preprocessing=recipe.calibration.preset,
+            batch_size=recipe.calibration.batch_size,
+        )
+    sweeps = 1 + sum(rewrite.reads_data for rewrite in measured_rewrites(recipe))
+    data = CalibrationSet(
+        calibration,
+        model=request.model,
+        images=recipe.calibration.images or None,
+        sweeps=sweeps + (recipe.reconstruction.method != "none"),
+    )
+    return Compilation(request, data, data.first)
+
+
+@contextmanager
+def reproducible(request: Request) -> Iterator[None]:
+    """A pass that breaks its contract leaves a reproducer, which the CompileError names.
+
+    It lies in the dump folder, where there is one, or else in a new temporary folder, beside the
+    recipe.
+    """
+    try:
+        yield
+    except CompileError as error:
+        cause = error.__cause__
+        if not isinstance(cause, PassError) or cause.failure is None:
+            raise
+        name = f"reproduce_{cause.failure.step.name}"
+        parent = request.dump or Path(tempfile.mkdtemp(prefix="fxquant_"))
+        try:
+            write_reproducer(parent / name, cause)
+            (parent / name / "recipe.toml").write_text(request.recipe.to_toml())
+        except OSError as problem:
+            raise DataError(
+                f"cannot write into {parent}: {problem.strerror or problem}; what went there is "
+                f"the reproducer of: {error}"
+            ) from error
+        raise CompileError(f"{error}; how to run it again is in {parent / name}") from cause
+
+
+def _check_device(device: str) -> None:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f'device={device!r} is no device: give "cpu" or "cuda:N"') from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            'give "cpu"'
+        )
+
+
+def _pass_names(recipe: Recipe, target: str) -> list[str]:
+    """The passes that a compile may run, in their order."""
+    kinds: list[type[Pass]] = [type(p) for p in (*canonical_passes(), *fusing_passes(recipe))]
+    kinds += [rewrite.kind for rewrite in measured_rewrites(recipe)]
+    kinds += [*SIMULATION_PASSES, CorrectBias, *find_target(target).passes]
+    return list(dict.fromkeys(kind.name for kind in kinds))
