@@ -8,17 +8,10 @@ import torch
 from torch import fx
 
 from fxquant.errors import CompileError
-<<<<<<< HEAD
 from fxquant.plan.integers_only import between_integers, refuse_floats
-from passes import tensor_info
-
-__all__ = ["check_integer_graph", "check_integers_only"]
-=======
 from fxquant.plan.plan import Plan
 from fxquant.simulate.quantizers import ActivationQuantizer
 from passes import tensor_info
-
-_FOLLOWS = re.compile(r"its (consumers are|operand \S+ is) float")
 
 __all__ = [
     "check_float_graph",
@@ -72,7 +65,6 @@ def check_simulated_graph(simulated: fx.GraphModule, plan: Plan) -> None:
 def _quantizer(root: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     return module if isinstance(module, ActivationQuantizer) else None
->>>>>>> 84239a0 (Compile is six steps; every rewrite of the fused graph is a pass that is verified, recorded and reproducible)
 
 
 def check_integer_graph(integer: fx.GraphModule) -> None:
