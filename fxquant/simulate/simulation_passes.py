@@ -38,7 +38,7 @@ def simulation_passes(
     values that are never negative begin at zero. Raises CompileError where `plan` is of another
     graph.
     """
-    plan.check_names(fused)
+    plan.check(fused.graph)
     weights, notes = weight_quantizers(fused, plan, refusal)
     recurrent, recurrent_notes = recurrent_quantizers(fused, plan.weights, refusal)
     sites = [

@@ -22,7 +22,6 @@ def to_checked_integer(
 
     Raises CompileError where it breaks a promise of its stage.
     """
-    plan.check_names(simulated)
     integer = to_integer(simulated, plan)
     run_and_annotate(integer, probe, name="integer graph")
     check_integer_graph(integer)

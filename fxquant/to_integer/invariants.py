@@ -43,7 +43,7 @@ def check_simulated_graph(simulated: fx.GraphModule, plan: Plan) -> None:
     Every planned node is there. A quantizer reads one value that the plan gives to it, and never
     another quantizer's; all quantizers of a value are one. Raises CompileError naming the node.
     """
-    plan.check_names(simulated)
+    plan.check(simulated.graph)
     planned = {name: site.path for site in plan.values for name in site.nodes}
     found: dict[str, str] = {}
     for node in simulated.graph.nodes:
