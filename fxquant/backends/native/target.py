@@ -21,6 +21,7 @@ class Native:
 
     name = "native"
     tolerance = 0
+    passes = ()
 
     def unavailable(self) -> str:
         """It needs a C++ compiler."""
