@@ -8,6 +8,8 @@ from torch import Tensor
 
 PANEL = 64
 """Output channels that a kernel computes together."""
+BLOCK = 32
+"""Channels of a depthwise layer that are packed together."""
 QUAD = 4
 """Products that one multiply instruction adds up."""
 
@@ -47,32 +49,21 @@ def pad_outputs(values: Tensor, groups: int = 1) -> Tensor:
 def depthwise_lanes(channels: int) -> Tensor:
     """The packed position of each channel of a depthwise layer: int64 [channels]."""
     channel = torch.arange(channels)
-    block, inside = channel // PANEL, channel % PANEL
-    whole = inside // 4 % 4 * 16 + inside // 16 * 4 + inside % 4
-    half = inside // 4 % 2 * 16 + inside // 8 * 4 + inside % 4
-    return block * PANEL + torch.where(channels - block * PANEL <= PANEL // 2, half, whole)
-
-
-def _lanes(channels: int) -> int:
-    rest = channels % PANEL
-    return channels - rest + (0 if not rest else PANEL // 2 if rest <= PANEL // 2 else PANEL)
+    inside = channel % BLOCK
+    return channel - inside + inside // 4 % 2 * 16 + inside // 8 * 4 + inside % 4
 
 
 def pack_depthwise(weight: Tensor) -> Tensor:
-    """``weight`` int8 [C, 1, kh, kw] as flat blocks [kw, ⌈kh/4⌉, vectors, 16, 4]."""
+    """``weight`` int8 [C, 1, kh, kw] as [blocks, kw, ⌈kh/4⌉, 2, 16, 4], zero where padded."""
     channels, _, height, width = weight.shape
-    lanes = _lanes(channels)
-    ordered = weight.new_zeros(lanes, _up(height, QUAD), width)
+    ordered = weight.new_zeros(_up(channels, BLOCK), _up(height, QUAD), width)
     ordered[depthwise_lanes(channels), :height] = weight[:, 0]
-    blocks = [
-        block.reshape(len(block), -1, QUAD, width).permute(3, 1, 0, 2).reshape(-1)
-        for block in torch.split(ordered, PANEL)
-    ]
-    return torch.cat(blocks)
+    blocks = ordered.reshape(-1, 2, 16, _up(height, QUAD) // QUAD, QUAD, width)
+    return blocks.permute(0, 5, 3, 1, 2, 4).contiguous()
 
 
 def pack_lanes(values: Tensor) -> Tensor:
     """A bias or multiplier [C] of a depthwise layer in the order of its lanes."""
-    packed = values.new_zeros(_lanes(values.numel()))
+    packed = values.new_zeros(_up(values.numel(), BLOCK))
     packed[depthwise_lanes(values.numel())] = values
     return packed

@@ -57,11 +57,10 @@ struct ConvParams {
 
 // Depthwise convolution: one input and one output for each channel, dilation 1, kernels up to 7 x 7.
 //
-// `weight` is [blocks][kernel_width][ceil(kernel_height / 4)][vectors][16][4]: a lane holds the taps of
-// four rows of one column. A block has 64 channels and 4 vectors; the last one, of at most 32
-// channels, 2. `bias` and `multiplier` are [blocks][vectors][16] in the same order. The channel in
-// lane i of vector v: 16 * (i / 4) + 4 * v + i % 4 with four vectors, 8 * (i / 4) + 4 * v + i % 4 with
-// two. `bias` holds b_q - x_zero_point * sum(weight).
+// `weight` is [blocks][kernel_width][ceil(kernel_height / 4)][2][16][4] for blocks of 32 channels, zero
+// where padded: a lane of one of the two vectors holds the taps of four rows of one column. `bias`
+// (b_q - x_zero_point * sum(weight)) and `multiplier` are [blocks][2][16] in the same order, in which
+// lane i of vector v is channel 8 * (i / 4) + 4 * v + i % 4 of the block.
 // Item: one output row of one image.
 struct DepthwiseConvParams {
   const uint8_t* x;                // where the window of output (0, 0) begins

@@ -89,11 +89,9 @@ static inline void conv(const ConvParams& p, int begin, int end) {
 static inline int depthwise_conv_items(const DepthwiseConvParams& p) { return p.batch * p.height; }
 
 // Where the packed arrays keep a channel: the number of its lane counted from the first one.
-static inline int depthwise_lane(int channel, int channels) {
-  const int block = channel / 64, inside = channel % 64;
-  if (channels - block * 64 <= 32)
-    return block * 64 + inside / 4 % 2 * 16 + inside / 8 * 4 + inside % 4;
-  return block * 64 + inside / 4 % 4 * 16 + inside / 16 * 4 + inside % 4;
+static inline int depthwise_lane(int channel) {
+  const int inside = channel % 32;
+  return channel - inside + inside / 4 % 2 * 16 + inside / 8 * 4 + inside % 4;
 }
 
 static inline void depthwise_conv(const DepthwiseConvParams& p, int begin, int end) {
@@ -106,15 +104,14 @@ static inline void depthwise_conv(const DepthwiseConvParams& p, int begin, int e
       const int64_t y_offset = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
       const int64_t r_offset = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
       for (int c = 0; c < p.channels; ++c) {
-        const int lane = depthwise_lane(c, p.channels), block = c / 64;
-        const int vectors = p.channels - block * 64 <= 32 ? 2 : 4;
+        const int lane = depthwise_lane(c);
         const int8_t* weight =
-            p.weight + static_cast<int64_t>(block) * p.kernel_width * column_quads * 256;
+            p.weight + static_cast<int64_t>(c / 32) * p.kernel_width * column_quads * 128;
         int32_t sum = p.bias[lane];
         for (int ky = 0; ky < p.kernel_height; ++ky)
           for (int kx = 0; kx < p.kernel_width; ++kx)
             sum += x[ky * p.x_row + kx * p.x_pixel + c] *
-                   weight[(kx * column_quads + ky / 4) * vectors * 64 + lane % 64 * 4 + ky % 4];
+                   weight[(kx * column_quads + ky / 4) * 128 + lane % 32 * 4 + ky % 4];
         float real = static_cast<float>(sum) * p.multiplier[lane];
         if (p.residual)
           real += static_cast<float>(p.residual[r_offset + c] - p.residual_zero_point) *

@@ -17,6 +17,7 @@
 #endif
 
 #define FXQUANT_INLINE static inline __attribute__((always_inline))
+#define FXQUANT_INLINE_MEMBER inline __attribute__((always_inline))
 // A loop over registers: it must vanish, or its array lives in memory.
 #if defined(__clang__)
 #define FXQUANT_UNROLL _Pragma("unroll")
