@@ -16,6 +16,7 @@ __all__ = ["Diagnosis", "diagnose", "guarded_outcome", "user_line"]
 _FOREIGN = (
     str(Path(torch.__file__).parent),
     str(Path(__file__).parent / "trace.py"),
+    str(Path(__file__).parent / "tracer.py"),
     str(Path(__file__).parent / "doctor.py"),
     "<eval_with_key>",
 )
