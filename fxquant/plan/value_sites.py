@@ -77,6 +77,8 @@ class ValuePlanner:
                 quantized.append(node)
                 groups.add(node)
             if self.decided.integer(node) and self.decided.kinds[node] in _SHARED_SCALE:
+                if self._has_own_grid(node):
+                    continue
                 for source in data_operands(node):
                     groups.join(node, source)
         members: dict[fx.Node, list[fx.Node]] = {}
@@ -143,15 +145,38 @@ class ValuePlanner:
         form = self.decided.forms.get(nodes[0])
         return form.output if form is not None and len(nodes) == 1 else None
 
+    def _has_own_grid(self, node: fx.Node) -> bool:
+        """Whether an average is not to be rounded to the grid of what it averages.
+
+        The layer behind it asks for another one, as that of 8 bits behind a feature map of 4.
+        """
+        if self.decided.kinds[node] is not Kind.POOL:
+            return False
+        asked = self._asked(node)
+        return asked is not None and any(asked != self.spec(s) for s in data_operands(node))
+
+    def _asked(self, node: fx.Node) -> QuantSpec | None:
+        """What an `inputs` override of a layer says that reads the value, behind movement too.
+
+        The most bits, where there are several.
+        """
+        asked = []
+        for user in node.users:
+            if not self.decided.integer(user):
+                continue
+            if user in self.decided.weights:
+                asked.append(self.ask.explicit_input(user))
+            elif self.decided.kinds[user] in (Kind.MOVE, Kind.SELECT):
+                asked.append(self._asked(user))
+        found = [spec for spec in asked if spec is not None]
+        return max(found, key=lambda spec: spec.bits, default=None)
+
     def spec(self, node: fx.Node) -> QuantSpec | None:
         """A consumer's explicit `inputs` override wins over what the producer says."""
         if self._is_wide(node):
             return _WIDE
-        for user in node.users:
-            if user in self.decided.weights and self.decided.integer(user):
-                spec = self.ask.explicit_input(user)
-                if spec is not None:
-                    return spec
+        if (asked := self._asked(node)) is not None:
+            return asked
         if node.op == "placeholder":
             return self.ask.recipe.spec_for_network_input()
         spec = self.ask.output(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxquant
+from fxquant.compiled import CompiledModel
 from fxquant.errors import CompileError, ModelError
 from passes.infra.verify import flatten
 from tests.fxquant.small_networks import Residual, compiled, conv_net, images, module
 
+OPS: Any = torch.ops.fxquant
 NAMES = ("w8a8", "w8a8_x86", "w8a32", "w4a32", "w4a8", "w4a4_head_stem8")
 
 
@@ -296,6 +298,44 @@ def test_head_and_stem_have_8_bits() -> None:
     }
     assert largest["conv1"] == 7
     assert min(largest["stem"], largest["head"]) > 100
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: F.avg_pool2d(x, 8).view(-1, 4),
+        lambda x: F.max_pool2d(x, 8).flatten(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.flatten(2).mean(2),
+    ],
+)
+def test_the_last_layer_reads_8_bits_whatever_lies_before_it(
+    between: Callable[[Tensor], Tensor],
+) -> None:
+    model = module(
+        lambda self, x: self.head(between(F.relu(self.body(F.relu(self.stem(x)))))),
+        stem=nn.Conv2d(3, 4, 3, padding=1),
+        body=nn.Conv2d(4, 4, 3, padding=1),
+        head=nn.Linear(4, 5),
+    )
+    q = compiled(model, recipe="w4a4_first_last8")
+    grids = {str(n.meta.get("simulated")): n.meta["grid"] for n in integer_values(q)}
+    (head,) = [n for n in q.stages["integer"].graph.nodes if n.target is OPS.linear.default]
+    assert head.args[0].meta["grid"].qmax == 255
+    assert grids["stem"].qmax == 15
+    assert sqnr_db(q.to_target("reference")(images()), q(images())) > 30
+
+
+def test_an_average_has_the_grid_of_its_input_where_no_layer_asks_for_another() -> None:
+    q = compiled(recipe="w4a4_first_last8", changes={"overrides": []})
+    (mean,) = [n for n in integer_values(q) if n.target is OPS.mean.default]
+    assert mean.meta["grid"] == mean.args[0].meta["grid"]
+    assert mean.meta["grid"].qmax == 15
+
+
+def integer_values(q: CompiledModel) -> list[fx.Node]:
+    return [node for node in q.stages["integer"].graph.nodes if "grid" in node.meta]
 
 
 def test_weight_only_recipes_compute_in_float() -> None:
