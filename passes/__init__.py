@@ -26,6 +26,7 @@ from passes.infra.errors import (
 )
 from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
 from passes.infra.rewrite import Rewriter
+from passes.infra.stored import is_plain, overrides_forward
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite
 from passes.layers.fused_layer import (
     ACTIVATIONS,
@@ -74,8 +75,10 @@ __all__ = [
     "format_tree",
     "is_depthwise",
     "is_non_negative",
+    "is_plain",
     "masked_softmax",
     "module_path",
+    "overrides_forward",
     "partition_blocks",
     "range_of",
     "scaled_matmul",

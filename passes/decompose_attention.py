@@ -22,7 +22,7 @@ from passes.eliminate_noops import EliminateNoops
 from passes.fold_constants import FoldConstants
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
-from passes.infra.stored import call_sites, drop_unread, module_of, stored_reads
+from passes.infra.stored import call_sites, drop_unread, is_plain, module_of, stored_reads
 from passes.split_shared_modules import SplitSharedModules
 
 __all__ = ["DecomposeAttention"]
@@ -71,7 +71,7 @@ class DecomposeAttention(Pass):
 def _expand(rewriter: Rewriter, node: fx.Node, sites: dict[str, int]) -> str | None:
     """Write out what `node` does, where it is a call that holds attention."""
     module = module_of(node)
-    if isinstance(module, nn.MultiheadAttention):
+    if is_plain(module, nn.MultiheadAttention):
         return expand_multihead_attention(rewriter, node, module, sites)
     if node.op != "call_function":
         return None

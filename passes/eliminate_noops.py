@@ -13,7 +13,7 @@ from torch import fx, nn
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
-from passes.infra.stored import module_of
+from passes.infra.stored import is_plain, module_of, overrides_forward
 
 __all__ = ["EliminateNoops"]
 
@@ -52,8 +52,9 @@ def _unchanged_operand(node: fx.Node) -> fx.Node | None:
     source: Any = node.args[0] if node.args else node.kwargs.get("input")
     module = module_of(node)
     if module is not None:
-        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
-        return source if dropout or type(module) is nn.Identity else None
+        dropout = is_plain(module, nn.modules.dropout._DropoutNd) and not module.training
+        identity = type(module) is nn.Identity and not overrides_forward(module)
+        return source if dropout or identity else None
     if node.op == "call_function" and node.target in (torch.cat,):
         # The tensors may be one value: what split gives.
         single = isinstance(source, (list, tuple)) and len(source) == 1

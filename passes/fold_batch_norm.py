@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from passes.canonicalize import Canonicalize
 from passes.infra.base import Decline, Pass, PassResult, tensor_info
 from passes.infra.rewrite import Rewriter
-from passes.infra.stored import call_sites, module_of
+from passes.infra.stored import call_sites, is_plain, module_of
 from passes.layers.questions import TRANSPOSED, find_layer, only_user, why_not_layer
 from passes.layers.replace import with_tensors
 
@@ -64,7 +64,7 @@ class FoldBatchNorm(Pass):
             folded = False
             for node in list(graph_module.graph.nodes):
                 norm = module_of(node)
-                if not isinstance(norm, BATCH_NORMS):
+                if not is_plain(norm, BATCH_NORMS):
                     continue
                 reason = _fold(rewriter, node, norm, allowed, sites)
                 folded = folded or reason is None

@@ -10,7 +10,7 @@ from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.infra.base import Pass, PassResult
-from passes.infra.stored import get_tensor, module_of
+from passes.infra.stored import get_tensor, is_plain, module_of
 from passes.layers.fused_layer import FusedLayer
 from passes.ranges.intervals import UNBOUNDED, Interval
 from passes.ranges.operands import range_of
@@ -79,6 +79,6 @@ def _module(module: nn.Module | None) -> Interval:
         return Interval(0.0, math.inf, "relu")
     if isinstance(module, FusedLayer) and module.activation == "relu6":
         return Interval(0.0, 6.0, "relu6 ⊂ [0, 6]")
-    if isinstance(module, nn.Embedding) and module.max_norm is None:
+    if is_plain(module, nn.Embedding) and module.max_norm is None:
         return _constant(module.weight)
     return UNBOUNDED

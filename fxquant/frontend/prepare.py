@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from fxquant.errors import ModelError
+from passes import overrides_forward
 
 __all__ = [
     "FloatLeaf",
@@ -37,13 +38,13 @@ _CHANGES_WITH_MODE = (
 
 
 class FloatLeaf(nn.Module):
-    """Keeps a module as it is, out of reach of every pass (it has forward hooks of its own)."""
+    """Keeps a module as it is, out of reach of every pass, because of `why_float`."""
 
-    operation = "float_leaf"
-
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, why_float: str) -> None:
         super().__init__()
         self.module = module
+        self.why_float = why_float
+        self.operation = type(module).__name__.lower()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives."""
@@ -118,7 +119,7 @@ def prepare(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     """A copy that shares all tensors with `model` and holds plain layers; reasons for leaves.
 
     Wrappers and weight parametrizations are gone, frozen batch norms are batch norms, and a layer
-    with forward hooks of its own is a FloatLeaf.
+    with hooks or a forward of its own is a FloatLeaf.
     """
     shared: dict[int, Any] = {}
     for module in model.modules():
@@ -144,11 +145,11 @@ def _replace_parts(
             continue
         inner = f"{path}.{name}" if path else name
         if part not in done:
-            done[part] = _plain(part)
-            if isinstance(done[part], FloatLeaf):
-                reasons[inner] = "has forward hooks, which a compiled layer would not run"
-            elif not is_leaf(done[part]):
-                _replace_parts(done[part], inner, done, reasons)
+            plain = done[part] = _plain(part)
+            if isinstance(plain, FloatLeaf):
+                reasons[inner] = plain.why_float
+            elif not is_leaf(plain):
+                _replace_parts(plain, inner, done, reasons)
         module._modules[name] = done[part]
 
 
@@ -164,8 +165,10 @@ def _plain(module: nn.Module) -> nn.Module:
     if nn.utils.parametrize.is_parametrized(module):
         _compute_parametrized(module)
     _compute_normalized(module)
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return FloatLeaf(module) if hooked and is_leaf(module) else module
+    if not is_leaf(module) or not overrides_forward(module):
+        return module
+    own = "has a forward of its own" if "forward" in vars(module) else "has forward hooks"
+    return FloatLeaf(module, f"{own}, which a compiled layer would not run")
 
 
 def _compute_parametrized(module: Any) -> None:

@@ -11,12 +11,14 @@ from torch import fx, nn
 from fxquant.errors import CalibrationError, ModelError, TraceError
 from fxquant.frontend.doctor import diagnose
 from fxquant.frontend.prepare import (
+    FloatLeaf,
     check_mode,
     check_weights,
     prepare,
     unwrap,
 )
 from fxquant.frontend.tracer import Tracer
+from passes.infra.stored import set_module
 
 __all__ = ["Traced", "trace"]
 
@@ -37,8 +39,9 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
 
     Modules of `torch.nn` are leaves; containers are traced through. The first `inputs`
     parameters of `forward` become inputs of the graph (None: those without a default); the
-    others keep their defaults. A submodule that cannot be traced becomes a leaf, with the reason
-    in `leaf_reasons`. Every node has `module_path`, `origin` and `stack_trace` in its meta.
+    others keep their defaults. A submodule that cannot be traced becomes a FloatLeaf, with the
+    reason in `leaf_reasons`. Hooks of the model, and a ``__call__`` of its own, are traced too.
+    Every node has `module_path`, `origin` and `stack_trace` in its meta.
 
     Raises ModelError for a model in training mode or with weights that are not finite, TraceError
     where the root module itself cannot be traced, CalibrationError where `forward` takes another
@@ -70,7 +73,13 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
     graph_module.eval()
     _give_constants_their_own_names(graph_module)
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    return Traced(graph_module, {path: why for path, why in reasons.items() if path in called})
+    reasons = {path: why for path, why in reasons.items() if path in called}
+    for path, why in reasons.items():
+        module = graph_module.get_submodule(path)
+        if not isinstance(module, FloatLeaf):
+            # A subclass of a layer would be taken for the layer.
+            set_module(graph_module, path, FloatLeaf(module, why).eval())
+    return Traced(graph_module, reasons)
 
 
 def _give_constants_their_own_names(graph_module: fx.GraphModule) -> None:

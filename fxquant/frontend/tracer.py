@@ -144,8 +144,9 @@ class Tracer(fx.Tracer):
             else:
                 positional.append(proxy)
 
-        def call(*args: Any) -> Any:
-            return root_fn(*args, **named)
+        def call(root: nn.Module, *args: Any) -> Any:
+            # Not `root_fn`, which is forward alone, without hooks.
+            return root(*args, **named)
 
         return call, positional
 

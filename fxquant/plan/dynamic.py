@@ -9,17 +9,17 @@ from fxquant.errors import RecipeError
 from fxquant.plan.operations import layer_of
 from fxquant.recipe import Recipe
 from fxquant.spec import QuantSpec
-from passes import TensorInfo, tensor_info
+from passes import TensorInfo, overrides_forward, tensor_info
 
 __all__ = ["check_dynamic", "dynamic_refusal", "recurrent_input", "recurrent_of"]
-
-_RECURRENT = (nn.LSTM, nn.GRU)
 
 
 def recurrent_of(node: fx.Node, root: nn.Module) -> nn.LSTM | nn.GRU | None:
     """The LSTM or GRU that `node` calls; None for anything else."""
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, _RECURRENT) else None
+    if not isinstance(module, nn.LSTM | nn.GRU) or overrides_forward(module):
+        return None
+    return module
 
 
 def dynamic_refusal(node: fx.Node, root: nn.Module) -> str:

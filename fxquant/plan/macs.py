@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxquant.plan.dynamic import recurrent_input, recurrent_of
 from fxquant.plan.operations import layer_of
-from passes import tensor_info
+from passes import is_plain, tensor_info
 
 __all__ = ["multiply_accumulates"]
 
@@ -21,7 +21,7 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     first dimension like images.
     """
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, nn.MultiheadAttention):
+    if is_plain(module, nn.MultiheadAttention):
         return _attention(node, module)
     recurrent = recurrent_of(node, root)
     if recurrent is not None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.plan import refusals
-from passes import FUSIBLE_LAYERS, FusedLayer, add_relu
+from passes import FUSIBLE_LAYERS, FusedLayer, add_relu, is_plain, overrides_forward
 from passes.attention.functions import (
     masked_softmax,
     scaled_matmul,
@@ -186,7 +186,7 @@ def layer_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
     module = root.get_submodule(str(node.target))
     if isinstance(module, FusedLayer):
         return module.layer
-    return module if isinstance(module, FUSIBLE_LAYERS) else None
+    return module if is_plain(module, FUSIBLE_LAYERS) else None
 
 
 def data_operands(node: fx.Node) -> list[fx.Node]:
@@ -209,6 +209,10 @@ def classify(node: fx.Node, root: nn.Module) -> Operation:
     if node.op == "call_module":
         module = layer_of(node, root) or root.get_submodule(str(node.target))
         name = type(module).__name__
+        if overrides_forward(module):
+            return Operation(
+                Kind.FLOAT, getattr(module, "why_float", "") or f"{name} is code of its own"
+            )
         row = next((OPERATIONS[t] for t in type(module).__mro__ if t in OPERATIONS), None)
     else:
         name = str(getattr(node.target, "__name__", f"method {node.target}"))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from passes.infra.stored import overrides_forward
+
 __all__ = ["module_form"]
 
 _Form = tuple[Callable[..., Any], dict[str, Any]]
@@ -73,6 +75,8 @@ _PADDING_MODES = {
 
 def module_form(module: nn.Module) -> _Form | None:
     """The function and the keyword arguments of exactly this type of module, or None."""
+    if overrides_forward(module):
+        return None
     if type(module) in _ATTRIBUTES:
         function, names = _ATTRIBUTES[type(module)]
         return function, {name: getattr(module, name) for name in names}

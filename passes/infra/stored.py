@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, fx, nn
 
 __all__ = [
-    "call_sites", "constant_value", "drop_unread", "free_path", "get_tensor", "module_of",
-    "set_module", "stored_reads",
+    "call_sites", "constant_value", "drop_unread", "free_path", "get_tensor", "is_plain",
+    "module_of", "overrides_forward", "set_module", "stored_reads",
 ]  # fmt: skip
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 def module_of(node: Any) -> nn.Module | None:
@@ -18,6 +20,27 @@ def module_of(node: Any) -> nn.Module | None:
         return None
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def overrides_forward(module: nn.Module) -> bool:
+    """Whether a call of `module` runs more than the forward of its class in `torch.nn`.
+
+    That is code of a subclass, a forward or hooks of the object's own. Weights and
+    hyper-parameters do not describe what such a module computes.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return True
+    owners = (_owner(type(module), name) for name in ("__call__", "forward", "_conv_forward"))
+    return any(owner and not owner.__module__.startswith("torch.nn") for owner in owners)
+
+
+def _owner(kind: type, name: str) -> type | None:
+    return next((base for base in kind.__mro__ if name in vars(base)), None)
+
+
+def is_plain(module: Any, types: type[_M] | tuple[type[_M], ...]) -> TypeGuard[_M]:
+    """Whether `module` is one of `types`, as ``isinstance`` says, and computes what that does."""
+    return isinstance(module, types) and not overrides_forward(module)
 
 
 def get_tensor(root: nn.Module, path: str) -> Tensor:

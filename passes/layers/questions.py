@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from passes.infra.stored import module_of
+from passes.infra.stored import module_of, overrides_forward
 from passes.layers.fused_layer import FUSIBLE_LAYERS
 
 __all__ = [
@@ -46,9 +46,7 @@ def why_not_plain(layer: nn.Module) -> str | None:
         return "its parameters are parametrized"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
-    if type(layer).forward is not base.forward or getattr(
-        type(layer), "_conv_forward", None
-    ) is not getattr(base, "_conv_forward", None):
+    if overrides_forward(layer):
         return f"{kind} overrides the forward of {base.__name__}"
     if not isinstance(layer.weight, Tensor) or not layer.weight.is_floating_point():
         return "its weight is not a floating point tensor"

@@ -241,6 +241,17 @@ class DoubledConv2d(nn.Conv2d):
         return super().forward(x) * 2
 
 
+class NegatedNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_not_folded() -> None:
+    graph_module = annotated(conv_bn(nn.Conv2d(3, 4, 3), batch_norm(4)), image())
+    graph_module.bn = NegatedNorm(4).eval()
+    assert not FoldBatchNorm().run(graph_module).modified
+
+
 def test_declines_layers_that_do_more_than_their_class() -> None:
     hooked = nn.Conv2d(3, 4, 3)
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)

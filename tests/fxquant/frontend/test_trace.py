@@ -154,6 +154,57 @@ def test_layers_with_hooks_stay_float() -> None:
     assert "forward hooks" in traced.leaf_reasons["0"]
 
 
+class SamePadded(nn.Conv2d):
+    """What the class is not described by: padding that depends on the size of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, [0, int(x.shape[-1] % 2 == 0)] * 2))
+
+
+class NegatedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(-x if x.sum() < 0 else x)
+
+
+class NegatedNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(-x if x.sum() < 0 else x)
+
+
+@pytest.mark.parametrize(
+    "layer", [SamePadded(3, 4, 2, stride=2), NegatedLinear(8, 4), NegatedNorm(3)]
+)
+def test_a_subclass_with_a_forward_of_its_own_is_not_the_layer(layer: nn.Module) -> None:
+    traced = same(nn.Sequential(layer), IMAGE)
+    assert isinstance(traced.graph_module.get_submodule("0"), FloatLeaf)
+    assert "cannot be traced" in traced.leaf_reasons["0"]
+    odd = torch.randn(2, 3, 7, 8)
+    assert torch.equal(traced.graph_module(odd), layer(odd))
+
+
+def test_a_layer_whose_forward_was_replaced_is_not_the_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    convolve = model[0].forward
+    model[0].forward = lambda x: convolve(x) * 2
+    assert "a forward of its own" in same(model, IMAGE).leaf_reasons["0"]
+
+
+def test_hooks_of_the_root_are_part_of_the_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    model.register_forward_hook(lambda module, args, output: output + 1)
+    assert targets(same(model, IMAGE)) == ["0"]
+
+
+def test_a_call_that_is_overridden_is_part_of_the_graph() -> None:
+    class Doubled(nn.Sequential):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(x) * 2
+
+    assert targets(same(Doubled(nn.Conv2d(3, 4, 1)), IMAGE)) == ["0"]
+    assert targets(same(nn.Sequential(Doubled(nn.Conv2d(3, 4, 1))), IMAGE)) == ["0.0"]
+
+
 # -- inputs and outputs ----------------------------------------------------------------------
 
 

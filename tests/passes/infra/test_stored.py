@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from passes.infra.stored import free_path, get_tensor, set_module
+from passes.infra.stored import free_path, get_tensor, is_plain, set_module
 from tests.passes.models import make
 
 
@@ -16,6 +16,23 @@ def test_set_module_replaces_in_place() -> None:
     root = nn.Sequential(nn.ReLU(), nn.Tanh())
     set_module(root, "0", nn.Sigmoid())
     assert [type(child) for child in root] == [nn.Sigmoid, nn.Tanh]
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Named(nn.Conv2d):
+    pass
+
+
+def test_a_module_with_a_forward_of_its_own_is_not_plain() -> None:
+    hooked, replaced = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    hooked.register_forward_hook(lambda module, inputs, output: output)
+    replaced.forward = lambda x: x  # type: ignore[method-assign]
+    modules = [nn.Conv2d(1, 1, 1), Named(1, 1, 1), Doubled(1, 1, 1), hooked, replaced]
+    assert [is_plain(each, nn.Conv2d) for each in modules] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
