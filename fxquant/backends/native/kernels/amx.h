@@ -42,18 +42,239 @@ FXQUANT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,a
 
 namespace fxquant {
 
-// All eight tiles are 16 rows of 64 bytes.
-static inline void configure_amx() {
-  alignas(64) static const uint8_t config[64] = {
-      1,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,    // palette 1
-      64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,    // bytes of a row
-      0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,    //
-      16, 16, 16, 16, 16, 16, 16, 16, 0,  0,  0,  0,  0,  0,  0,  0};   // rows
+// Tiles 0 to 3 hold 16 x 16 sums of `rows` pixels, 4 to 7 operands: `rows` pixels of 16 quads and 16
+// quads of 16 outputs. With a `tail` of fewer quads 6 and 7 are the tail's, else a second pair.
+static inline void configure_amx(int rows = 16, int tail = 0) {
+  alignas(64) uint8_t config[64] = {1};
+  for (int i = 0; i < 8; ++i) {
+    const bool pixels = i < 5 || (i == 6 && tail) || (i == 5 && !tail);
+    config[16 + 2 * i] = static_cast<uint8_t>(i == 6 && tail ? 4 * tail : 64);
+    config[48 + i] = static_cast<uint8_t>(pixels ? rows : i == 7 && tail ? tail : 16);
+  }
+  // The intrinsic does not say that it reads all of it.
+  __asm__ volatile("" : : "r"(config) : "memory");
   _tile_loadconfig(config);
 }
 
 static inline void release_amx() { _tile_release(); }
 
+namespace amx {
+
+// Up to 16 output pixels whose windows are `x_column` apart, and where their codes go.
+struct PixelTile {
+  const uint8_t* x;
+  int stored;               // bit i: pixel i is to be stored
+  int64_t y[16], residual[16];
+};
+
+// Output pixels as lines of positions a constant distance apart: a row, or a whole image in which the
+// input's border makes positions that no pixel has. A line's last tile is moved back to its end.
+struct PixelWalk {
+  const ConvParams& p;
+  int pitch;                // positions from row to row of an image that is one line, else 0
+  int line_pixels, positions, rows, lines;
+  int line, at, from, to;   // positions [from, to) of this line are wanted; `at` is the next
+  int begin, end;
+
+  PixelWalk(const ConvParams& params, int first, int last) : p(params), begin(first), end(last) {
+    const int64_t ratio = p.x_column ? p.x_row / p.x_column : 0;
+    const bool even = p.x_column && p.x_row % p.x_column == 0 && ratio >= p.width;
+    const int64_t by_image = (ratio * (p.height - 1) + p.width + 15) / 16;
+    pitch = even && by_image <= static_cast<int64_t>(p.height) * ((p.width + 15) / 16)
+                ? static_cast<int>(ratio)
+                : 0;
+    line_pixels = pitch ? p.height * p.width : p.width;
+    positions = pitch ? pitch * (p.height - 1) + p.width : p.width;
+    lines = pitch ? p.batch : p.batch * p.height;
+    rows = positions < 16 ? positions : 16;
+    rewind();
+  }
+
+  int position(int pixel) const { return pitch ? pixel / p.width * pitch + pixel % p.width : pixel; }
+
+  void enter(int index) {
+    line = index;
+    const int first = line * line_pixels;
+    const int a = begin > first ? begin - first : 0;
+    const int b = end < first + line_pixels ? end - first : line_pixels;
+    from = at = position(a);
+    to = b > a ? position(b - 1) + 1 : from;
+  }
+
+  void rewind() { enter(begin / line_pixels); }
+
+  bool next(PixelTile& tile) {
+    while (at >= to) {
+      if (line + 1 >= lines || (line + 1) * line_pixels >= end) return false;
+      enter(line + 1);
+    }
+    const int start = at < positions - rows ? at : positions - rows;
+    const int n = pitch ? line : line / p.height;
+    int oy = pitch ? start / pitch : line % p.height, ox = pitch ? start % pitch : start;
+    tile.x = p.x + n * p.x_batch + oy * p.x_row + ox * p.x_column;
+    tile.stored = 0;
+    for (int i = 0; i < rows; ++i) {
+      if (start + i >= at && start + i < to && ox < p.width) tile.stored |= 1 << i;
+      tile.y[i] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
+      tile.residual[i] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
+      if (++ox == pitch) ox = 0, ++oy;
+    }
+    at = start + rows;
+    return true;
+  }
+};
+
+// The sums of PIXELS tiles times OUTPUTS * 16 outputs, into `sums` of 64 outputs a row.
+template <int PIXELS, int OUTPUTS, bool TAIL>
+static inline void multiply_tiles(const ConvParams& p, const PixelTile* tiles, const int8_t* weight,
+                                  const int32_t* bias, int64_t x_offset, int32_t* sums) {
+  const int full = p.segment_quads / 16;
+  const int64_t step = p.x_column;
+  _tile_loadd(0, bias, 0);
+  if (OUTPUTS > 1) _tile_loadd(1, bias + 16, 0);
+  if (PIXELS > 1) _tile_loadd(2, bias, 0);
+  if (PIXELS > 1 && OUTPUTS > 1) _tile_loadd(3, bias + 16, 0);
+  for (int s = 0; s < p.segments; ++s) {
+    const int64_t at = x_offset + p.segment_offset[s];
+    const uint8_t* a = tiles[0].x + at;
+    const uint8_t* b = tiles[PIXELS - 1].x + at;
+    for (int k = 0; k < full; ++k, a += 64, b += 64, weight += 16 * 256) {
+      _tile_loadd(4, a, step);
+      if (TAIL) {
+        // Tile 5 is the only one for weights.
+        _tile_loadd(5, weight, 256);
+        _tile_dpbusd(0, 4, 5);
+        if (OUTPUTS > 1) {
+          _tile_loadd(5, weight + 64, 256);
+          _tile_dpbusd(1, 4, 5);
+        }
+        if (PIXELS > 1) {
+          _tile_loadd(4, b, step);
+          if (OUTPUTS > 1) {
+            _tile_dpbusd(3, 4, 5);
+            _tile_loadd(5, weight, 256);
+          }
+          _tile_dpbusd(2, 4, 5);
+        }
+        continue;
+      }
+      _tile_loadd(6, weight, 256);
+      if (PIXELS > 1) _tile_loadd(5, b, step);
+      _tile_dpbusd(0, 4, 6);
+      if (OUTPUTS > 1) {
+        _tile_loadd(7, weight + 64, 256);
+        _tile_dpbusd(1, 4, 7);
+      }
+      if (PIXELS > 1) {
+        _tile_dpbusd(2, 5, 6);
+        if (OUTPUTS > 1) _tile_dpbusd(3, 5, 7);
+      }
+    }
+    if (TAIL) {
+      _tile_loadd(6, a, step);
+      _tile_loadd(7, weight, 256);
+      _tile_dpbusd(0, 6, 7);
+      if (OUTPUTS > 1) {
+        _tile_loadd(7, weight + 64, 256);
+        _tile_dpbusd(1, 6, 7);
+      }
+      if (PIXELS > 1) {
+        _tile_loadd(6, b, step);
+        if (OUTPUTS > 1) {
+          _tile_dpbusd(3, 6, 7);
+          _tile_loadd(7, weight, 256);
+        }
+        _tile_dpbusd(2, 6, 7);
+      }
+      weight += p.segment_quads % 16 * 256;
+    }
+  }
+  _tile_stored(0, sums, 256);
+  if (OUTPUTS > 1) _tile_stored(1, sums + 16, 256);
+  if (PIXELS > 1) _tile_stored(2, sums + 16 * 64, 256);
+  if (PIXELS > 1 && OUTPUTS > 1) _tile_stored(3, sums + 16 * 64 + 16, 256);
+}
+
+using MultiplyTiles = void (*)(const ConvParams&, const PixelTile*, const int8_t*, const int32_t*,
+                               int64_t, int32_t*);
+static const MultiplyTiles multiply[2][2][2] = {
+    {{multiply_tiles<1, 1, false>, multiply_tiles<1, 1, true>},
+     {multiply_tiles<1, 2, false>, multiply_tiles<1, 2, true>}},
+    {{multiply_tiles<2, 1, false>, multiply_tiles<2, 1, true>},
+     {multiply_tiles<2, 2, false>, multiply_tiles<2, 2, true>}}};
+
+template <int VECTORS>
+static inline void store_tile(const ConvParams& p, ConvTile& t, const Codes& to,
+                              const PixelTile& tile, const int32_t* sums) {
+  t.y = tile.y;
+  t.residual = tile.residual;
+  for (int left = tile.stored; left; left &= left - 1) {
+    const int row = __builtin_ctz(static_cast<unsigned>(left));
+    __m512i words[VECTORS];
+    FXQUANT_UNROLL
+    for (int v = 0; v < VECTORS; ++v) words[v] = _mm512_load_si512(sums + row * 64 + 16 * v);
+    conv_store_row<VECTORS>(p, t, to, row, words);
+  }
+}
+
+static inline void conv_tiles(const ConvParams& p, const PixelTile* tiles, int count, int group,
+                              int panel) {
+  alignas(64) int32_t sums[2 * 16 * 64];
+  const ConvTile whole = conv_tile_of(p, group, panel);
+  const int vectors = (whole.outputs + 15) / 16;
+  const bool tail = p.segment_quads % 16 != 0;
+  const Codes to = codes_of(p);
+  for (int first = 0; first < count; first += 2) {
+    const int pair = count - first > 1;
+    for (int v = 0; v < vectors; v += 2)
+      multiply[pair][vectors - v > 1][tail](p, tiles + first, whole.weight + 64 * v,
+                                            whole.bias + 16 * v, group * p.x_group, sums + 16 * v);
+    for (int i = 0; i <= pair; ++i) {
+      ConvTile t = whole;
+      const PixelTile& tile = tiles[first + i];
+      const int32_t* from = sums + i * 16 * 64;
+      if (vectors == 4)
+        store_tile<4>(p, t, to, tile, from);
+      else if (vectors == 3)
+        store_tile<3>(p, t, to, tile, from);
+      else if (vectors == 2)
+        store_tile<2>(p, t, to, tile, from);
+      else
+        store_tile<1>(p, t, to, tile, from);
+    }
+  }
+}
+
+static inline void conv(const ConvParams& given, int begin, int end) {
+  ConvParams p = given;
+  if (p.height * p.width == 1) {
+    // Vectors: the images are the pixels of one row.
+    p.width = p.batch;
+    p.batch = 1;
+    p.x_column = p.x_batch;
+    p.y_pixel = p.y_batch;
+    p.residual_pixel = p.residual_batch;
+  }
+  const int panels = (p.outputs + 63) / 64, all = p.batch * p.height * p.width;
+  const int first = p.by_panels ? 0 : begin, last = p.by_panels ? all : end;
+  if (first >= last || begin >= end) return;
+  PixelWalk walk(p, first, last);
+  // A tile of few pixels or few quads is mostly empty.
+  if (walk.rows < 4 || p.segment_quads < 4 || p.outputs < 16)
+    return avx512vnni::conv(given, begin, end);
+  configure_amx(walk.rows, p.segment_quads % 16);
+  enum { BLOCK = 8 };
+  PixelTile tiles[BLOCK];
+  const int from = p.by_panels ? begin : 0, to = p.by_panels ? end : p.groups * panels;
+  for (bool more = true; more;) {
+    int count = 0;
+    while (count < BLOCK && (more = walk.next(tiles[count]))) ++count;
+    for (int i = from; count && i < to; ++i) conv_tiles(p, tiles, count, i / panels, i % panels);
+  }
+  release_amx();
+}
+
+}  // namespace amx
 }  // namespace fxquant
 
 FXQUANT_TARGET_END

@@ -1,0 +1,171 @@
+// Convolution as a matrix product without im2col, for AVX-512 VNNI.
+#pragma once
+#include "avx512_codes.h"
+
+FXQUANT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+
+namespace fxquant {
+namespace avx512vnni {
+
+// Up to 8 pixels of one panel.
+struct ConvTile {
+  const int64_t* x;         // offsets of the pixels
+  const int64_t* y;
+  const int64_t* residual;
+  const uint8_t* x_base;
+  const int8_t* weight;
+  const int32_t* bias;
+  const float* multiplier;
+  int64_t y_channel;        // the panel's first channel
+  int outputs;              // of the panel
+};
+
+template <int VECTORS>
+FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
+                                   const __m512i* sums) {
+  char* y = static_cast<char*>(p.y) + t.y[row];
+  __m512 real[4];
+  __m512i codes[4];
+  FXQUANT_UNROLL
+  for (int v = 0; v < VECTORS; ++v)
+    real[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
+  if (__builtin_expect(p.kind != 0, 0)) {
+    FXQUANT_UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+      const __mmask16 mask = static_cast<__mmask16>(first_lanes(t.outputs - 16 * v));
+      const __m512i words = p.kind == 1 ? sums[v] : _mm512_castps_si512(real[v]);
+      _mm512_mask_storeu_epi32(y + 4 * (t.y_channel + 16 * v), mask, words);
+    }
+    return;
+  }
+  if (p.residual) {
+    const uint8_t* residual = p.residual + t.residual[row] + t.y_channel;
+    const __m512i zero_point = _mm512_set1_epi32(p.residual_zero_point);
+    const __m512 multiplier = _mm512_set1_ps(p.residual_multiplier);
+    FXQUANT_UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual + 16 * v));
+      real[v] = _mm512_add_ps(real[v], _mm512_mul_ps(centered_bytes(bytes, zero_point), multiplier));
+    }
+  }
+  FXQUANT_UNROLL
+  for (int v = 0; v < 4; ++v) codes[v] = _mm512_cvtps_epi32(real[v < VECTORS ? v : VECTORS - 1]);
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = packed(codes[0], codes[1], codes[2], codes[3], to);
+  store_codes(reinterpret_cast<uint8_t*>(y) + t.y_channel,
+              looked_up(_mm512_permutexvar_epi32(order, bytes), to), t.outputs);
+}
+
+// The sums of ROWS pixels times VECTORS * 16 outputs stay in registers.
+template <int ROWS, int VECTORS>
+static void conv_block(const ConvParams& p, const ConvTile& t, const Codes& to) {
+  __m512i sums[ROWS][VECTORS];
+  const uint8_t* x[ROWS];
+  FXQUANT_UNROLL
+  for (int r = 0; r < ROWS; ++r) {
+    x[r] = t.x_base + t.x[r];
+    FXQUANT_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_loadu_si512(t.bias + 16 * v);
+  }
+  const int8_t* weight = t.weight;
+  const int64_t run = 4 * static_cast<int64_t>(p.segment_quads);
+  for (int s = 0; s < p.segments; ++s) {
+    int64_t at = p.segment_offset[s];
+    const int8_t* last = weight + 64 * run;
+    for (; weight != last; weight += 256, at += 4) {
+      __m512i w[VECTORS];
+      FXQUANT_UNROLL
+      for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(weight + 64 * v);
+      FXQUANT_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        int32_t four;
+        memcpy(&four, x[r] + at, 4);
+        const __m512i input = _mm512_set1_epi32(four);
+        FXQUANT_UNROLL
+        for (int v = 0; v < VECTORS; ++v) multiply_add(sums[r][v], input, w[v]);
+      }
+    }
+  }
+  FXQUANT_UNROLL
+  for (int r = 0; r < ROWS; ++r) conv_store_row<VECTORS>(p, t, to, r, sums[r]);
+}
+
+using ConvBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&);
+static const ConvBlock conv_blocks[4][8] = {
+    {conv_block<1, 1>, conv_block<2, 1>, conv_block<3, 1>, conv_block<4, 1>, conv_block<5, 1>,
+     conv_block<6, 1>, conv_block<7, 1>, conv_block<8, 1>},
+    {conv_block<1, 2>, conv_block<2, 2>, conv_block<3, 2>, conv_block<4, 2>, conv_block<5, 2>,
+     conv_block<6, 2>, conv_block<7, 2>, conv_block<8, 2>},
+    {conv_block<1, 3>, conv_block<2, 3>, conv_block<3, 3>, conv_block<4, 3>, conv_block<5, 3>,
+     conv_block<6, 3>, conv_block<7, 3>, conv_block<8, 3>},
+    {conv_block<1, 4>, conv_block<2, 4>, conv_block<3, 4>, conv_block<4, 4>, conv_block<5, 4>,
+     conv_block<6, 4>, nullptr, nullptr}};
+
+// The offsets of consecutive output pixels, found without a division for each.
+struct PixelOffsets {
+  enum { MOST = 128 };
+  int64_t x[MOST], y[MOST], residual[MOST];
+  int count;
+
+  void fill(const ConvParams& p, int begin, int end) {
+    int ox = begin % p.width, oy = begin / p.width % p.height, n = begin / p.width / p.height;
+    count = end - begin;
+    for (int i = 0; i < count; ++i) {
+      x[i] = n * p.x_batch + oy * p.x_row + ox * p.x_column;
+      y[i] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
+      residual[i] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
+      if (++ox == p.width) {
+        ox = 0;
+        if (++oy == p.height) oy = 0, ++n;
+      }
+    }
+  }
+};
+
+static inline ConvTile conv_tile_of(const ConvParams& p, int group, int panel) {
+  const int64_t index = static_cast<int64_t>(group) * ((p.outputs + 63) / 64) + panel;
+  ConvTile t = {};
+  t.x_base = p.x + group * p.x_group;
+  t.weight = p.weight + index * p.segments * p.segment_quads * 256;
+  t.bias = p.bias + index * 64;
+  t.multiplier = p.multiplier + index * 64;
+  t.y_channel = static_cast<int64_t>(group) * p.outputs + panel * 64;
+  t.outputs = p.outputs - panel * 64 < 64 ? p.outputs - panel * 64 : 64;
+  return t;
+}
+
+// One panel of the pixels: tiles of nearly equal height.
+static inline void conv_panel(const ConvParams& p, const PixelOffsets& pixels, int group, int panel) {
+  ConvTile t = conv_tile_of(p, group, panel);
+  const int vectors = (t.outputs + 15) / 16, most = vectors == 4 ? 6 : 8;
+  const int tiles = (pixels.count + most - 1) / most;
+  const Codes to = codes_of(p);
+  for (int tile = 0, first = 0; tile < tiles; ++tile) {
+    const int rows = pixels.count / tiles + (tile < pixels.count % tiles);
+    t.x = pixels.x + first;
+    t.y = pixels.y + first;
+    t.residual = pixels.residual + first;
+    conv_blocks[vectors - 1][rows - 1](p, t, to);
+    first += rows;
+  }
+}
+
+static inline void conv(const ConvParams& p, int begin, int end) {
+  const int panels = (p.outputs + 63) / 64, all = p.batch * p.height * p.width;
+  const int first = p.by_panels ? 0 : begin, last = p.by_panels ? all : end;
+  const int blocks = (last - first + PixelOffsets::MOST - 1) / PixelOffsets::MOST;
+  PixelOffsets pixels;
+  for (int block = 0, at = first; block < blocks; ++block) {
+    const int count = (last - first) / blocks + (block < (last - first) % blocks);
+    pixels.fill(p, at, at + count);
+    at += count;
+    for (int i = p.by_panels ? begin : 0; i < (p.by_panels ? end : p.groups * panels); ++i)
+      conv_panel(p, pixels, i / panels, i % panels);
+  }
+}
+
+}  // namespace avx512vnni
+}  // namespace fxquant
+
+FXQUANT_TARGET_END
