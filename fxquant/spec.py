@@ -53,7 +53,10 @@ _BINS = ObserverOption(4096, 256, 65536, "bins of the histogram", integer=True, 
 _CANDIDATES = ObserverOption(100, 4, 1000, "ranges compared before refinement", integer=True)
 _PERCENTILE = ObserverOption(99.99, 50.0, 100.0, "percentage of the values at or below the bound")
 _CAP = ObserverOption(
-    1.75, 0.0, 1000.0, "bound of a range in mean extremes of an image; 0 lifts it (activations)"
+    1.75,
+    0.0,
+    1000.0,
+    "how many mean extremes of an image a range may span where more is rare; 0 lifts it",
 )
 _P = ObserverOption(2.4, 0.1, 16.0, "exponent of the error norm")
 

@@ -44,7 +44,12 @@ def simulation_passes(
     sites = [
         QuantizerSite(
             site.path,
-            ActivationQuantizer(site.spec, channelwise=site.channelwise, fixed=site.fixed),
+            ActivationQuantizer(
+                site.spec,
+                channelwise=site.channelwise,
+                fixed=site.fixed,
+                sources=len(site.nodes),
+            ),
             site.nodes,
         )
         for site in plan.values

@@ -30,8 +30,8 @@ class Observer(ABC):
         self.minimum: Tensor | None = None
         self.maximum: Tensor | None = None
 
-    def update(self, x: Tensor) -> None:
-        """Take in more values; an empty tensor changes nothing.
+    def update(self, x: Tensor, source: int = 0) -> None:
+        """Take in more values of one of the tensors that share the range; none changes nothing.
 
         Raises:
             CalibrationError: a value is NaN or infinite, or the channels differ from before.
@@ -43,12 +43,12 @@ class Observer(ABC):
         if samples > 1:
             # In memory order the samples stay together whatever the layout of their channels.
             sample_low, sample_high = _extremes(rows.view(samples, -1))
-            self.observe_samples(sample_low, sample_high)
+            self.observe_samples(sample_low, sample_high, source)
             low, high = sample_low.amin().reshape(1), sample_high.amax().reshape(1)
         else:
             low, high = torch.aminmax(rows, dim=1) if len(rows) > 1 else _whole(rows)
             if self.needs_samples:
-                self.observe_samples(low, high)
+                self.observe_samples(low, high, source)
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             bad = int((~torch.isfinite(rows)).sum())
             raise CalibrationError(
@@ -93,8 +93,8 @@ class Observer(ABC):
         """Whether `observe_samples` wants the extremes of every image."""
         return False
 
-    def observe_samples(self, low: Tensor, high: Tensor) -> None:
-        """Take in the extremes of each image of a batch, ``[N]``; asked for by `needs_samples`."""
+    def observe_samples(self, low: Tensor, high: Tensor, source: int) -> None:
+        """Take in the extremes ``[N]`` of each image of a batch; asked for by `needs_samples`."""
         raise NotImplementedError
 
     @abstractmethod

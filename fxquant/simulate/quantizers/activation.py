@@ -24,6 +24,7 @@ class ActivationQuantizer(AffineQuantizer):
     `channelwise` gives a one-sided quantizer a scale for each channel (dimension 1): the
     channel's largest value, where that lies below the range found for the tensor as a whole.
     `fixed` is a grid that what makes the value dictates: nothing is observed then.
+    `sources` says how many tensors share the grid: each passes once in every forward, in turn.
     """
 
     operation = "quantize"
@@ -35,8 +36,11 @@ class ActivationQuantizer(AffineQuantizer):
         *,
         channelwise: bool = False,
         fixed: QParams | None = None,
+        sources: int = 1,
     ) -> None:
         super().__init__()
+        self.sources = sources
+        self._calls = 0
         self.fixed = fixed
         self.channelwise = channelwise
         self._channel_max: Tensor | None = None
@@ -76,7 +80,8 @@ class ActivationQuantizer(AffineQuantizer):
         """Let x pass, observed or not, before `freeze`; quantize it afterwards."""
         if self.observing:
             if self.fixed is None:
-                self.observer.update(x)
+                self.observer.update(x, self._calls % self.sources)
+                self._calls += 1
             if self.channelwise and self.one_sided and x.numel():
                 largest = x.detach().amax([0, *range(2, x.dim())])
                 seen = self._channel_max

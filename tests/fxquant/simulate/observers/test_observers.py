@@ -370,3 +370,33 @@ def test_a_range_is_capped_by_the_mean_image(name: str) -> None:
     free = observe(QuantSpec(observer=name, one_sided=True, options=(("cap", 0.0),)), x)
     assert float(capped.range()[1]) < 7
     assert float(free.range()[1]) > 20
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_many_images_reach_is_not_cut(name: str) -> None:
+    # A quarter of the images go to 10, the others to 1: the mean extreme is 3.25.
+    x = torch.rand(40, 5000)
+    x[::4, 0] = 10.0
+    observer = make_observer(QuantSpec(observer=name, one_sided=True))
+    observer.update(x)
+    assert float(observer.limits()[1]) == 10.0
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_many_values_reach_is_not_cut(name: str) -> None:
+    # Few values an image, as in a small head: the largest of four says little about the next image.
+    x = torch.randn(250, 4).abs()
+    observer = make_observer(QuantSpec(observer=name, one_sided=True))
+    observer.update(x)
+    assert float((x > observer.limits()[1]).double().mean()) <= 1e-3
+
+
+def test_a_small_operand_does_not_cut_a_large_one() -> None:
+    large, small = torch.rand(50, 200) * 10, torch.rand(50, 200)
+    observer = make_observer(QuantSpec(observer="mse", one_sided=True))
+    for batch in range(5):
+        part = slice(10 * batch, 10 * batch + 10)
+        observer.update(large[part], source=0)
+        for source in range(1, 9):
+            observer.update(small[part], source=source)
+    assert float(observer.limits()[1]) == float(large.max())
