@@ -12,6 +12,7 @@ from torch import Tensor
 from fxquant.simulate.observers.base import Observer
 from fxquant.simulate.observers.error import Counts, Samples, Values, range_error
 from fxquant.simulate.observers.histogram import Histogram
+from fxquant.simulate.observers.tails import both_tails, is_one_dimensional, tail_bounds
 from fxquant.spec import QuantSpec
 
 _ROWS_AT_ONCE = 1 << 22  # values of a weight, or bins, that are worked on together
@@ -68,7 +69,7 @@ class HistogramObserver(Observer):
         bottom = max(self._limit(-lows) for lows, _ in images)
         top = max(self._limit(highs) for _, highs in images)
         rare = torch.tensor([_RARE_VALUES], dtype=torch.float64)
-        lower, upper = _both_tails(self.histogram, rare)
+        lower, upper = both_tails(self.histogram, rare)
         low = low.clamp(min=min(-bottom, float(lower)))
         high = high.clamp(max=max(top, float(upper)))
         return low, high
@@ -264,55 +265,3 @@ def pick(
     """The first best of K ranges ``[C, K]`` for each row, as float64 ``[C]`` bounds."""
     best = range_error(samples, spec, low, high, p).argmin(1, keepdim=True)
     return low.gather(1, best).squeeze(1), high.gather(1, best).squeeze(1)
-
-
-def is_one_dimensional(spec: QuantSpec) -> bool:
-    """Whether a spec's range has only one bound to find."""
-    return spec.one_sided or spec.scheme == "symmetric"
-
-
-def tail_bounds(histogram: Histogram, spec: QuantSpec, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges that leave out a share of the values at each end.
-
-    One-dimensional specs get ``[-b, b]`` that leaves out a share of the magnitudes. Inside a bin
-    values are taken to lie evenly. Every range holds 0.
-
-    Args:
-        histogram: of C rows.
-        spec: the form of the codes.
-        shares: float64 ``[K]``, 0 to 1.
-
-    Returns:
-        Bounds, float64 ``[C, K]``.
-    """
-    if is_one_dimensional(spec):
-        high = _quantiles(*_magnitudes(histogram), 1 - shares)
-        return -high, high
-    return _both_tails(histogram, shares)
-
-
-def _both_tails(histogram: Histogram, shares: Tensor) -> tuple[Tensor, Tensor]:
-    counts, borders = histogram.occupied()
-    return (
-        _quantiles(counts, borders, shares).clamp(max=0),
-        _quantiles(counts, borders, 1 - shares).clamp(min=0),
-    )
-
-
-def _magnitudes(histogram: Histogram) -> tuple[Tensor, Tensor]:
-    """Counts and borders of |x|: bin -1 - i mirrors bin i."""
-    half = histogram.bins // 2
-    counts = histogram.counts[:, half:] + histogram.counts[:, :half].flip(1)
-    borders = torch.arange(half + 1, dtype=torch.float64) * histogram.widths.unsqueeze(1)
-    largest = torch.maximum(-histogram.minimum, histogram.maximum)
-    return counts.double(), torch.minimum(borders, largest.unsqueeze(1))
-
-
-def _quantiles(counts: Tensor, borders: Tensor, shares: Tensor) -> Tensor:
-    total = counts.cumsum(1)
-    wanted = shares.expand(len(counts), -1) * total[:, -1:]
-    index = torch.searchsorted(total, wanted).clamp(max=counts.shape[1] - 1)
-    before = total.gather(1, index) - counts.gather(1, index)
-    inside = (wanted - before) / counts.gather(1, index).clamp(min=1)
-    left, right = borders.gather(1, index), borders.gather(1, index + 1)
-    return left + inside.clamp(0, 1) * (right - left)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fxquant.simulate.observers.histogram import Histogram
 from fxquant.simulate.observers.ranges import fit_codes
-from fxquant.simulate.observers.search import HistogramObserver, is_one_dimensional, tail_bounds
+from fxquant.simulate.observers.search import HistogramObserver
+from fxquant.simulate.observers.tails import is_one_dimensional, tail_bounds
 from fxquant.spec import QuantSpec
 
 
