@@ -19,6 +19,7 @@ from fxquant.compilation import Compilation, Request, begin, reproducible
 from fxquant.compiled import CompiledModel, lower_compiled
 from fxquant.errors import CompileError, TraceError
 from fxquant.even_out import measured_rewrites
+from fxquant.frontend.inputs import arguments
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import coverage
 from fxquant.plan.plan import make_plan
@@ -57,9 +58,10 @@ def compile(
     """Quantize a float model and lower it to a target's kernels.
 
     `model` is in eval mode and stays as it is. `recipe` is a Recipe or the name of one.
-    `calibration` is a tensor, a DataLoader, or an iterable of tensors or of tuples of tensors
-    (labels behind the inputs are ignored); without it the recipe's own source is read. The
-    first batch also gives the example inputs. `target` is one of `available_targets()`.
+    `calibration` is a tensor, a DataLoader, or an iterable of tensors, of tuples of tensors
+    (labels behind the inputs are ignored) or of dicts by the names of forward's parameters;
+    without it the recipe's own source is read. The first batch also gives the example inputs.
+    `target` is one of `available_targets()`.
 
     `verbose` prints the diff of every pass that changed something, `diff_passes` of the named
     ones; `dump` is a folder for every finished stage as text, JSON and DOT; `progress` shows bars.
@@ -119,11 +121,11 @@ def load(path: str | Path, target: str = "x86") -> CompiledModel:
 def front_end(c: Compilation) -> Compilation:
     """nn.Module → float graph, which computes what the model computes."""
     model = c.request.model
-    traced = trace(model, len(c.data.first))
+    traced = trace(model, c.data.names)
     c = replace(c, probe=_probe(traced.graph_module, c.data.first))
     c = replace(c, leaf_reasons=traced.leaf_reasons)
     c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
-    _check_same_outputs(model, c.stages["float"], c.probe)
+    _check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
     c.recipe.check_selectors(*_modules(c.stages["float"]))
     return c.finished("float")
 
@@ -255,10 +257,13 @@ def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     return one
 
 
-def _check_same_outputs(model: nn.Module, graph: fx.GraphModule, probe: tuple[Any, ...]) -> None:
+def _check_same_outputs(
+    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, probe: tuple[Any, ...]
+) -> None:
+    # The model may write into its inputs.
+    positional, named = arguments(model, names, copy.deepcopy(probe))
     with torch.no_grad():
-        # The model may write into its inputs.
-        expected, found = (run(*copy.deepcopy(probe)) for run in (model, graph))
+        expected, found = model(*positional, **named), graph(*copy.deepcopy(probe))
     try:
         check_equivalent(expected, found, name="the float graph")
     except VerificationError as error:

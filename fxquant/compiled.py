@@ -60,8 +60,10 @@ class CompiledModel(nn.Module):
 
     stages: dict[str, fx.GraphModule]
 
-    def forward(self, *inputs: Any) -> Any:
-        """Run the target's graph; the batch size is free."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the target's graph; the batch size is free, inputs may go by name."""
+        if named:
+            inputs = self._by_position(inputs, named)
         signature = tuple([(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs])
         if signature != self._signature:
             raise InputError(self._mismatch(inputs))
@@ -116,6 +118,17 @@ class CompiledModel(nn.Module):
             report=self.report,
             example=self.example,
         )
+
+    def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        graph = self.stages["integer"].graph
+        names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        rest = names[len(inputs) :]
+        if sorted(rest) != sorted(named):
+            raise InputError(
+                f"the model takes {', '.join(names)}, found {len(inputs)} inputs by position and "
+                f"{', '.join(named)} by name"
+            )
+        return (*inputs, *(named[name] for name in rest))
 
     @staticmethod
     def _shapes(inputs: tuple[Any, ...]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,11 @@ class Traced:
     leaf_reasons: Mapping[str, str]
 
 
-def trace(model: nn.Module, inputs: int | None = None) -> Traced:
+def trace(model: nn.Module, inputs: int | Sequence[str] | None = None) -> Traced:
     """Trace `model`, which is left as it is: modules are copied, tensors are shared.
 
-    Modules of `torch.nn` are leaves; containers are traced through. The first `inputs`
-    parameters of `forward` become inputs of the graph (None: those without a default); the
+    Modules of `torch.nn` are leaves; containers are traced through. The parameters of `forward`
+    that `inputs` names, or counts, become inputs of the graph (None: those without a default); the
     others keep their defaults. A submodule that cannot be traced becomes a FloatLeaf, with the
     reason in `leaf_reasons`. Hooks of the model, and a ``__call__`` of its own, are traced too.
     Every node has `module_path`, `origin` and `stack_trace` in its meta.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,7 +58,7 @@ class Tracer(fx.Tracer):
     # A buffer that is sliced by a size, as a causal mask is, must be a value of the graph.
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: frozenset[str], inputs: int | None) -> None:
+    def __init__(self, leaves: frozenset[str], inputs: int | Sequence[str] | None) -> None:
         super().__init__()
         self.leaves = leaves
         self.inputs = inputs
@@ -137,9 +137,11 @@ class Tracer(fx.Tracer):
         chosen = fed(parameters(self.root), self.inputs, type(self.root).__name__)
         positional: list[Any] = [self.root]
         named: dict[str, Any] = {}
+        order = [p.name for p in parameters(self.root)]
         for name, parameter in chosen:
             proxy = self.create_proxy("placeholder", name, (), {})
-            if parameter.kind is parameter.KEYWORD_ONLY:
+            skips = order.index(parameter.name) > len(positional) - 1
+            if parameter.kind is not parameter.VAR_POSITIONAL and skips:
                 named[name] = proxy
             else:
                 positional.append(proxy)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fxquant.compile import compile
 from fxquant.errors import FxquantError
+from fxquant.frontend.inputs import arguments
 from fxquant.measure.alone import Alone
 from fxquant.measure.tables import decibels, finite, percent, table
 from fxquant.metrics import Closeness, first_tensor
@@ -243,8 +244,12 @@ def _repeatable(data: Any) -> Any:
 
 def _outputs(model: nn.Module, batches: CalibrationSet) -> Tensor:
     """The outputs of all batches, one behind the other."""
+    outputs = []
     with torch.no_grad():
-        return torch.cat([first_tensor(model(*batch)) for batch in batches])
+        for batch in batches:
+            positional, named = arguments(model, batches.names, batch)
+            outputs.append(first_tensor(model(*positional, **named)))
+    return torch.cat(outputs)
 
 
 def _operation(name: str, expected: Tensor, baseline: Tensor, found: Tensor) -> OperationCost:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.data.batches import ImageBatches
 from fxquant.errors import CalibrationError
-from fxquant.frontend.inputs import count_inputs
+from fxquant.frontend.inputs import bind
 
 __all__ = ["CalibrationSet"]
 
@@ -20,12 +21,14 @@ _CHUNK = 32  # a tensor handed over as a whole is fed in batches of this many im
 class CalibrationSet:
     """Calibration data as batches of positional arguments for the model.
 
-    `source` is a tensor, a DataLoader, or an iterable of tensors or of tuples (whose items
-    beyond the inputs that `model` needs are labels and are ignored). One-shot iterators are
-    read once, or kept in memory where `sweeps` says that they are read again; `first` peeks at
-    the first batch without losing it.
+    `source` is a tensor, a DataLoader, or an iterable of tensors, of tuples (whose items beyond
+    what `forward` of `model` takes are labels and are ignored) or of dicts by the names of its
+    parameters. One-shot iterators are read once, or kept in memory where `sweeps` says that they
+    are read again; `first` peeks at the first batch without losing it, `names` are the parameters
+    that a batch feeds.
 
-    Raises CalibrationError for empty data and for batches that are no tensors.
+    Raises CalibrationError for empty data, for batches that are no tensors, and where what is
+    behind the needed inputs may be a label or an optional input.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class CalibrationSet:
                 f"calibration is a {type(source).__name__}, which cannot be iterated: give an "
                 "iterable of tensors or of tuples of tensors, a DataLoader, or a tensor"
             )
-        self._inputs, _ = count_inputs(model)
-        self._inputs = max(1, self._inputs)
+        self._model = model
+        self._labels_behind = isinstance(source, ImageBatches)
+        self._bound = False
+        self.names: tuple[str, ...] = ()
         self._images = images
         if sweeps > 1 and iter(source) is source:
-            source = list(self._batches(iter(source)))
+            source, self._bound = list(self._batches(iter(source))), True
         self._source = source
         self._one_shot = iter(source) is source
         iterator = self._batches(iter(source))
@@ -104,13 +109,18 @@ class CalibrationSet:
                 yield batch
 
     def _arguments(self, item: Any, index: int) -> tuple[Any, ...]:
-        items = tuple(item) if isinstance(item, (tuple, list)) else (item,)
-        if len(items) < self._inputs:
+        if self._bound:
+            return tuple(item)
+        if self._labels_behind:
+            item = item[0]
+        fed = bind(self._model, item, f"calibration batch {index}")
+        if self.names and tuple(fed) != self.names:
             raise CalibrationError(
-                f"calibration batch {index} holds {len(items)} values, the model takes "
-                f"{self._inputs}"
+                f"calibration batch {index} feeds {', '.join(fed)}, those before it fed "
+                f"{', '.join(self.names)}"
             )
-        batch = items[: self._inputs]
+        self.names = tuple(fed)
+        batch = tuple(fed.values())
         for position, value in enumerate(batch):
             if not isinstance(value, Tensor):
                 raise CalibrationError(

@@ -212,7 +212,7 @@ def test_a_recipe_that_leaves_nothing_to_quantize() -> None:
 
 def test_unknown_target() -> None:
     refused(TargetError, lambda: compiled(target="x68"), "unknown target 'x68'", "'x86'?")
-    refused(TargetError, lambda: compiled().to_target("arm"), "'arm': known are x86, reference")
+    refused(TargetError, lambda: compiled().to_target("arm"), "'arm': known are x86, ")
 
 
 # -- running -------------------------------------------------------------------------------------

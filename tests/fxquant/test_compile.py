@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxquant
 from fxquant.compiled import CompiledModel
+from fxquant.data import open_batches
 from fxquant.errors import CompileError, ModelError
 from passes.infra.verify import flatten
 from tests.fxquant.small_networks import Residual, compiled, conv_net, images, module
@@ -155,6 +156,26 @@ def test_several_inputs() -> None:
     batch = (images(), images(channels=2))
     q = compiled(model, calibration=[batch])
     assert sqnr_db(model(*batch), q(*batch)) > 25
+
+
+def test_inputs_by_name() -> None:
+    def forward(self: Any, x: Tensor, skipped: Any = None, scale: Any = None) -> Tensor:
+        return self.conv(x) if scale is None else self.conv(x) * scale
+
+    model = module(forward, conv=nn.Conv2d(3, 4, 3))
+    scale = torch.full((4, 1, 1, 1), 3.0)
+    q = compiled(model, calibration=[{"scale": scale, "x": images()}])
+    assert torch.equal(q(images(), scale), q(scale=scale, x=images()))
+    assert float(q(images(), scale).abs().max()) > 2 * float(model(images()).abs().max())
+
+
+def test_the_labels_of_a_folder_are_no_inputs(tmp_path: Any) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    model = module(lambda self, x, mask=None: self.conv(x), conv=nn.Conv2d(3, 4, 3))
+    batches = open_batches(tmp_path, preprocessing="none")
+    assert len(compiled(model, calibration=batches).example) == 1
 
 
 def test_an_input_that_nothing_reads() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.errors import CalibrationError, ModelError, TraceError
-from fxquant.frontend.inputs import count_inputs
+from fxquant.frontend.inputs import arguments, bind
 from fxquant.frontend.prepare import FloatLeaf
 from fxquant.frontend.trace import trace
 from passes import Canonicalize, EliminateNoops, SplitSharedModules
@@ -220,16 +220,56 @@ def test_unfed_parameters_keep_their_defaults() -> None:
     same(Optional(), IMAGE, torch.ones(1), fed=2)
 
 
-def test_counts_the_inputs_of_forward() -> None:
-    assert count_inputs(Optional()) == (1, 2)
-    assert count_inputs(nn.DataParallel(nn.ReLU())) == (1, 1)
+class Variadic(nn.Module):
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return tensors[0] + tensors[-1]
 
-    class Variadic(nn.Module):
-        def forward(self, *tensors: Tensor) -> Tensor:
-            return tensors[0] + tensors[-1]
 
-    assert count_inputs(Variadic()) == (0, None)
+def test_inputs_by_position() -> None:
     same(Variadic(), IMAGE, IMAGE, IMAGE, fed=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "item", "names"),
+    [
+        (nn.ReLU(), IMAGE, ["input"]),
+        (nn.DataParallel(nn.ReLU()), (IMAGE, torch.zeros(2)), ["input"]),
+        (Optional(), IMAGE, ["x"]),
+        (Optional(), (IMAGE, ["cat", "dog"]), ["x"]),
+        (Optional(), {"scale": IMAGE, "x": IMAGE}, ["x", "scale"]),
+        (Optional(), {"x": IMAGE, "negate": IMAGE}, ["x", "negate"]),
+        (Variadic(), (IMAGE, IMAGE), ["tensors_0", "tensors_1"]),
+    ],
+)
+def test_a_batch_feeds_the_parameters_of_forward(
+    model: nn.Module, item: Any, names: list[str]
+) -> None:
+    assert list(bind(model, item, "batch 0")) == names
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        ((IMAGE, torch.zeros(2)), r"the optional 'scale': .* an input or a label.*'scale': \.\.\."),
+        ({"image": IMAGE}, "has the key 'image', forward has no such parameter, it has x, scale"),
+        ({"scale": IMAGE}, "batch 0 lacks x"),
+        ((), "batch 0 holds 0 values, the model takes 1"),
+    ],
+)
+def test_asks_what_a_batch_means(item: Any, problem: str) -> None:
+    with pytest.raises(CalibrationError, match=problem):
+        bind(Optional(), item, "batch 0")
+
+
+def test_inputs_by_name_skip_an_optional_one() -> None:
+    class Three(nn.Module):
+        def forward(self, x: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+            return x if a is not None or b is None else x - b
+
+    graph = trace(Three().eval(), ["x", "b"]).graph_module
+    positional, named = arguments(Three(), ["x", "b"], [IMAGE, 2 * IMAGE])
+    assert (len(positional), list(named)) == (1, ["b"])
+    assert torch.equal(graph(IMAGE, 2 * IMAGE), Three()(*positional, **named))
 
 
 def test_refuses_another_number_of_inputs() -> None:
