@@ -33,11 +33,14 @@ class TargetCheck:
 
     `operations`: one entry a lowered operation that yields integers. `output_differing`: the
     share of the network's output values that differ when the target runs on its own.
+    `approximated`: how many float operations it computes itself, which are not torch's to the
+    last bit: behind them its integers may be others.
     """
 
     operations: tuple[OperationDifference, ...]
     output_differing: float
     output_sqnr_db: float
+    approximated: int = 0
 
     @property
     def largest(self) -> int:

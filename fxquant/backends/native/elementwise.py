@@ -117,6 +117,8 @@ def _types(operands: dict[str, Value], y: Value) -> dict[str, int]:
 
 def lower_quantize(planner: Planner, node: fx.Node) -> Value:
     """Floats of any strides to codes; the caller's NCHW becomes an image."""
+    if node in planner.ready:
+        return planner.ready[node]
     arguments = operator_arguments(node)
     x = planner.value(arguments["x"])
     if x.dtype != torch.float32:

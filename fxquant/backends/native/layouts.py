@@ -21,6 +21,15 @@ OPS: Any = torch.ops.fxquant
 _SAME_MEMORY = (torch.chunk, torch.split, operator.getitem)
 
 
+_PRODUCTS = (
+    OPS.linear.default,
+    OPS.linear_accumulate.default,
+    OPS.matmul.default,
+    OPS.weighted_mean.default,
+    OPS.matmul_accumulate.default,
+)
+
+
 class Layouts:
     """The border that each value needs, and the slices of what concatenations put together."""
 
@@ -46,9 +55,13 @@ class Layouts:
         if follow is not None and follow.buffer.place == "input":
             follow = None
         image = like.dim() == 4 if follow is None else _is_image(follow, like)
+        image = image and node.target not in _PRODUCTS
         if image:
             return self.image(like.shape, like.dtype, self.borders.get(node, Border()))
-        if follow is None or follow.tensor.dim() != like.dim():
+        behind = _order_behind(node)
+        if behind is not None and len(behind) == like.dim():
+            order = behind
+        elif follow is None or follow.tensor.dim() != like.dim():
             order = [0, 2, 1] if like.dim() == 3 and _is_line(node) else list(range(like.dim()))
         else:
             order = sorted(range(like.dim()), key=lambda d: (d > 0, -follow.strides[d]))
@@ -143,6 +156,18 @@ def _is_image(value: Value, like: Tensor) -> bool:
         and value.strides[1] == 1
         and (like.shape[1] > 1 or value.buffer.image is not None)
     )
+
+
+def _order_behind(node: fx.Node) -> list[int] | None:
+    """The order in which the one reader of a product wants its dimensions."""
+    if node.target not in _PRODUCTS or len(node.users) != 1:
+        return None
+    (reader,) = node.users
+    if reader.target is not torch.permute:
+        return None
+    order: Any = reader.args[1] if len(reader.args) > 1 else reader.kwargs["dims"]
+    # Columns must stay next to each other, and samples apart.
+    return list(order) if order[0] == 0 and order[-1] == len(order) - 1 else None
 
 
 def _is_line(node: fx.Node) -> bool:

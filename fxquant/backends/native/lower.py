@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.backends.native.floats import APPROXIMATED
 from fxquant.backends.native.lowerings import LOWERINGS
 from fxquant.backends.native.planner import UnsupportedError
 from fxquant.backends.native.program_module import NativeProgram
@@ -88,7 +89,14 @@ def _lower(
             new[node].meta["integer"] = node.name
     output = next(iter(reversed(integer.graph.nodes)))
     graph.output(fx.map_arg(output.args[0], copy))
-    return fx.GraphModule(root, graph, "NativeGraph")
+    lowered = fx.GraphModule(root, graph, "NativeGraph")
+    lowered.meta["approximated"] = sum(
+        node.target in APPROXIMATED
+        for segment in segments
+        if segment.native
+        for node in segment.nodes
+    )
+    return lowered
 
 
 def _share(integer: fx.GraphModule, root: nn.Module, path: str) -> None:

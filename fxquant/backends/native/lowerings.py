@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxquant.backends.native import elementwise, layers, movement, windows
+from fxquant.backends.native import elementwise, floats, layers, movement, products, windows
 from fxquant.backends.native.planner import Lower
+from passes import softmax_numerators
 
 __all__ = ["LOWERINGS"]
 
@@ -36,6 +37,19 @@ LOWERINGS: Mapping[Any, Lower] = {
     OPS.adaptive_avg_pool.default: windows.lower_windows,
     OPS.mean.default: windows.lower_windows,
     OPS.sum_accumulate.default: windows.lower_windows,
+    OPS.matmul.default: products.lower_product,
+    OPS.weighted_mean.default: products.lower_product,
+    OPS.matmul_accumulate.default: products.lower_product,
+    F.layer_norm: floats.lower_layer_norm,
+    F.softmax: floats.lower_softmax,
+    torch.softmax: floats.lower_softmax,
+    softmax_numerators: floats.lower_softmax,
+    F.gelu: floats.lower_float_function,
+    F.relu: floats.lower_float_function,
+    torch.relu: floats.lower_float_function,
+    torch.add: floats.lower_float_pair,
+    torch.sub: floats.lower_float_pair,
+    torch.mul: floats.lower_float_pair,
     torch.cat: movement.lower_cat,
     torch.stack: movement.lower_cat,
     torch.channel_shuffle: movement.lower_shuffle,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ class Planner:
         self.whole_batch = False
         self.tables = _tables_behind(graph_module.graph)
         self.done: set[fx.Node] = set()
+        # Quantizers that the kernel in front of them has applied, and what they are told.
+        self.ready: dict[fx.Node, Value] = {}
+        self.quantizers: dict[fx.Node, dict[str, Any]] = {}
         self.layouts.stands_for.update(self.tables)
 
     @property
@@ -110,6 +114,8 @@ class Planner:
                     outputs.append(self._output(index, self.values[source]))
             elif not isinstance(self.shapes[node], Tensor) and not self._reads_tensors(node):
                 self.values[node] = self.shapes[node]
+            elif self._is_constant(node):
+                self.values[node] = self._computed(node)
             else:
                 lower = self.lowerings.get(node.target)
                 if lower is None:
@@ -123,6 +129,21 @@ class Planner:
             self.batch,
             self.whole_batch,
         )
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether a node computes with constants alone."""
+        values = [self.values[source] for source in node.all_input_nodes]
+        tensors = [value for value in values if not isinstance(value, (int, float, tuple, list))]
+        return bool(tensors) and all(isinstance(value, Tensor) for value in tensors)
+
+    def _computed(self, node: fx.Node) -> Any:
+        args: Any = fx.map_arg(node.args, self.values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.values.__getitem__)
+        with torch.no_grad():
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            target: Any = node.target
+            return target(*args, **kwargs)
 
     def _reads_tensors(self, node: fx.Node) -> bool:
         """Whether a result that is no tensor holds tensors: ``chunk`` does, ``size`` does not."""
@@ -149,8 +170,13 @@ class Planner:
         if isinstance(value, Value):
             return value
         if isinstance(value, Tensor):
-            buffer = self.constant(value)
-            return Value(torch.empty(value.shape, dtype=value.dtype, device="meta"), buffer)
+            # What broadcasts is stored once, so that it holds for any batch.
+            kept = value
+            for axis, stride in enumerate(value.stride()):
+                if stride == 0 and value.shape[axis] > 1:
+                    kept = kept.narrow(axis, 0, 1)
+            meta = torch.empty(kept.shape, dtype=value.dtype, device="meta")
+            return Value(meta.expand(value.shape), self.constant(kept))
         raise UnsupportedError(self.current, f"it reads {type(value).__name__}, which is no tensor")
 
     def tensor(self, node: Any) -> Tensor:
@@ -217,6 +243,22 @@ class Planner:
         value = self.layouts.fresh(node, like, follow)
         self._fill_border(value, node)
         return value
+
+    @contextlib.contextmanager
+    def standing_for(self, node: fx.Node) -> Iterator[None]:
+        """Allocate for another node than the one at hand."""
+        before, self.current = self.current, node
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def ordered(self, like: Tensor, follow: Value) -> Value:
+        """Memory of its own, dense, in the order of the dimensions of `follow`."""
+        order = sorted(range(like.dim()), key=lambda d: (d > 0, -follow.strides[d]))
+        meta = torch.empty([like.shape[d] for d in order], dtype=like.dtype, device="meta")
+        back = sorted(range(like.dim()), key=order.__getitem__)
+        return Value(meta.permute(back), Buffer("arena", meta.nbytes))
 
     def dense(self, like: Tensor) -> Value:
         """Memory of its own, in the order of the dimensions."""

@@ -1,0 +1,27 @@
+// The float islands for every instruction set: one text, compiled for each.
+#pragma once
+#include "float_params.h"
+#include "all.h"
+
+namespace fxquant {
+namespace portable {
+#include "float_rows.h"
+}  // namespace portable
+}  // namespace fxquant
+
+#if defined(__x86_64__)
+FXQUANT_TARGET_BEGIN("avx2")
+namespace fxquant {
+namespace avx2 {
+#include "float_rows.h"
+}  // namespace avx2
+}  // namespace fxquant
+FXQUANT_TARGET_END
+FXQUANT_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+namespace fxquant {
+namespace avx512vnni {
+#include "float_rows.h"
+}  // namespace avx512vnni
+}  // namespace fxquant
+FXQUANT_TARGET_END
+#endif
