@@ -54,6 +54,7 @@ def compile(
     device: str = "cpu",
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    check_inputs: bool = True,
 ) -> CompiledModel:
     """Quantize a float model and lower it to a target's kernels.
 
@@ -69,6 +70,8 @@ def compile(
     Where the recipe learns roundings: `device` computes them; `checkpoint` is a file that is
     written after each block, behind whose blocks `resume` goes on, to the same bits. Under
     torchrun every process computes its share of the images and returns the same model.
+
+    `check_inputs`: the compiled model raises InputError for NaN and infinite values.
 
     Raises ModelError and TraceError for the model, RecipeError for the recipe, CalibrationError
     for the data, TargetError for the target, InputError for the device and for the name of a pass,
@@ -94,25 +97,30 @@ def compile(
         c = plan_and_simulate(c)
         c = round_weights(c)
         q = lower(c)
+    q.check_inputs = check_inputs
     if verbose or diff_passes:
         print_diffs((*q.report.passes, *q.report.target_passes), request.diff_passes)
     return q
 
 
-def load(path: str | Path, target: str = "x86") -> CompiledModel:
+def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) -> CompiledModel:
     """Load a file that `CompiledModel.save` wrote, check it, and lower it to `target`.
+
+    `check_inputs`: see `compile`.
 
     Raises ArtifactError for a file that is missing, damaged, foreign or too new, TargetError for
     a target that is unknown or not available here.
     """
     artifact = load_artifact(Path(path))
-    return lower_compiled(
+    q = lower_compiled(
         {"integer": artifact.integer},
         target,
         recipe=artifact.recipe,
         report=artifact.report,
         example=artifact.example,
     )
+    q.check_inputs = check_inputs
+    return q
 
 
 # -- the steps ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,11 @@ class CompiledModel(nn.Module):
     `stages` holds the GraphModules of the compile by name ("float", "fused", "simulated",
     "integer", and the target's); a loaded artefact has the last two, and no `plan`. `report` tells
     what was done, `recipe` and `plan` with what; `run` executes the target's graph. Calls raise
-    InputError for inputs that do not fit.
+    InputError for inputs that do not fit, and for NaN and infinite values in them: where
+    `check_inputs` is False, a NaN counts as 0 and an infinite value as the end of the range.
     """
+
+    check_inputs: bool = True
 
     def __init__(
         self,
@@ -67,6 +71,8 @@ class CompiledModel(nn.Module):
         signature = tuple([(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs])
         if signature != self._signature:
             raise InputError(self._mismatch(inputs))
+        if self.check_inputs:
+            _check_finite(inputs)
         try:
             with torch.no_grad():
                 return self.__dict__["_run"](*inputs)
@@ -77,7 +83,7 @@ class CompiledModel(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
         """A copy that shares the graphs: nothing writes into them, and packed weights stay put."""
-        return CompiledModel(
+        copied = CompiledModel(
             self.stages,
             target=self.target,
             recipe=self.recipe,
@@ -86,6 +92,8 @@ class CompiledModel(nn.Module):
             run=self.__dict__["_run"],
             plan=self.plan,
         )
+        copied.check_inputs = self.check_inputs
+        return copied
 
     def to_target(self, target: str) -> CompiledModel:
         """The same integer graph lowered to another target.
@@ -95,7 +103,7 @@ class CompiledModel(nn.Module):
         if target == self.target:
             return self
         stages = {key: stage for key, stage in self.stages.items() if key != self.target}
-        return lower_compiled(
+        lowered = lower_compiled(
             stages,
             target,
             recipe=self.recipe,
@@ -103,6 +111,8 @@ class CompiledModel(nn.Module):
             example=self.example,
             plan=self.plan,
         )
+        lowered.check_inputs = self.check_inputs
+        return lowered
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: integer graph and weights, recipe, golden pair.
@@ -193,6 +203,20 @@ def with_simulated(
     return lower_compiled(
         stages, q.target, recipe=q.recipe, report=report, example=q.example, plan=q.plan
     )
+
+
+def _check_finite(inputs: tuple[Any, ...]) -> None:
+    for index, value in enumerate(inputs):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # One pass; a sum of finite values that overflows is told apart by the second.
+        if not math.isfinite(value.detach().sum().item()):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise InputError(
+                    f"input {index} holds {bad} values that are NaN or infinite: look at the "
+                    "preprocessing (check_inputs=False computes with 0 for NaN and clips the rest)"
+                )
 
 
 def _words(value: Any) -> str:

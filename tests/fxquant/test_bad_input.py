@@ -236,6 +236,37 @@ def test_wrong_input_at_run_time(target: str, inputs: tuple[Any, ...], part: str
     refused(InputError, lambda: q(*inputs), part)
 
 
+TARGETS = tuple(fxquant.available_targets())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite(value: float) -> None:
+    q, bad = compiled(conv_net()), images()
+    bad[0, 0, 0, 0] = value
+    refused(InputError, lambda: q(bad), "input 0 holds 1 values that are NaN or infinite")
+
+
+def test_a_sum_that_overflows_is_no_infinite_input() -> None:
+    compiled(conv_net())(torch.full_like(images(), 1e38))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_unchecked_a_nan_is_zero_and_infinity_is_clipped(target: str) -> None:
+    q = compiled(conv_net(), target=target, check_inputs=False)
+    bad = images()
+    bad[0, 0], bad[1, 0], bad[2, 0] = float("nan"), float("inf"), -float("inf")
+    assert torch.equal(q(bad), q(bad.nan_to_num(0.0, 1e30, -1e30)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_unchecked_a_nan_behind_a_float_layer_is_zero(target: str) -> None:
+    model = nn.Sequential(nn.Softsign(), nn.Conv2d(3, 4, 3)).eval()
+    q = compiled(model, target=target, check_inputs=False)
+    bad, zero = images(), images()
+    bad[0, 0], zero[0, 0] = float("nan"), 0.0
+    assert torch.equal(q(bad), q(zero))
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
