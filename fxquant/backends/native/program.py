@@ -16,7 +16,7 @@ from fxquant.backends.native.steps import Count, Pointer, type_number
 __all__ = ["to_bytes"]
 
 _MAGIC = 0x31544E5158465E
-_HEADER = struct.Struct("<17Q")
+_HEADER_SIZE = 17 * 8
 _STEP = struct.Struct("<IIQ")
 _RELOCATION = struct.Struct("<IIQqq")
 _PORT = struct.Struct("<iiq8q")
@@ -49,15 +49,12 @@ def to_bytes(plan: Plan, arena: Arena) -> bytes:
     body = bytearray()
     offsets = []
     for part in (b"".join(steps), bytes(params), b"".join(relocations), names, ports, constants):
-        body += bytes(-(len(body) + _HEADER.size) % _ALIGNMENT)
-        offsets.append(len(body) + _HEADER.size)
+        body += bytes(-(len(body) + _HEADER_SIZE) % _ALIGNMENT)
+        offsets.append(len(body) + _HEADER_SIZE)
         body += part
     at_steps, at_params, at_relocations, at_names, at_ports, at_constants = offsets
     whole_batch = _WHOLE_BATCH if plan.whole_batch or plan.batch is None else 0
     header = (
-        _MAGIC,
-        _HEADER.size + len(body),
-        _checksum(bytes(body)),
         at_steps,
         len(steps),
         at_params,
@@ -73,7 +70,8 @@ def to_bytes(plan: Plan, arena: Arena) -> bytes:
         arena.size,
         whole_batch,
     )
-    return _HEADER.pack(*header) + bytes(body)
+    checked = struct.pack("<14Q", *header) + bytes(body)
+    return struct.pack("<3Q", _MAGIC, _HEADER_SIZE + len(body), _checksum(checked)) + checked
 
 
 def _constants(plan: Plan) -> bytes:
@@ -130,8 +128,14 @@ def _port(port: Any, batch: int | None) -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    """The sum of all words of 8 bytes, and their sum weighted by position; zeros fill the last."""
+    """As `checksum` of `kernels/runtime.h`."""
     words = numpy.frombuffer(data + bytes(-len(data) % 8), dtype="<u8")
     places = numpy.arange(1, len(words) + 1, dtype="<u8")
     plain, weighted = int(words.sum(dtype="<u8")), int((words * places).sum(dtype="<u8"))
-    return (plain * 0x9E3779B97F4A7C15 + weighted) % 2**64
+    return _mix((_mix(plain) + weighted) % 2**64)
+
+
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)

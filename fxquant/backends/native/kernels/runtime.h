@@ -5,6 +5,7 @@
 // header defines FXQUANT_KERNELS(F) as F(name, Params) for every kernel that the program may call.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -67,7 +68,7 @@ static const uint64_t MAGIC = 0x31544e5158465eULL;
 struct Header {
     uint64_t magic;
     uint64_t size;      // of the whole file
-    uint64_t checksum;  // of everything behind the header
+    uint64_t checksum;  // of everything behind it
     uint64_t steps;     // offsets from the start of the file, then numbers
     uint64_t step_count;
     uint64_t params;
@@ -117,7 +118,15 @@ struct Port {
     int64_t shape[8];
 };
 
-// The sum of all words of 8 bytes, and their sum weighted by position; zeros fill the last word.
+// A bijection whose every output bit depends on every input bit: the finalizer of SplitMix64.
+static inline uint64_t mix(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+    return x ^ (x >> 31);
+}
+
+// Of the sum of all words of 8 bytes, which any single change changes, and of their sum weighted by
+// position, which an exchange changes; zeros fill the last word.
 static inline uint64_t checksum(const unsigned char* bytes, uint64_t size) {
     uint64_t plain = 0, weighted = 0;
     for (uint64_t at = 0; at < size; at += 8) {
@@ -126,7 +135,7 @@ static inline uint64_t checksum(const unsigned char* bytes, uint64_t size) {
         plain += word;
         weighted += word * (at / 8 + 1);
     }
-    return plain * 0x9e3779b97f4a7c15ULL + weighted;
+    return mix(mix(plain) + weighted);
 }
 
 // -- the instruction set ---------------------------------------------------------------------
@@ -241,8 +250,10 @@ struct Model {
         if (mapped == MAP_FAILED) return fail(std::string("cannot map ") + path);
         bytes = static_cast<const unsigned char*>(mapped);
         header = at<Header>(0);
-        if (header->magic != MAGIC || header->size != size ||
-            header->checksum != checksum(bytes + sizeof(Header), size - sizeof(Header)))
+        if (header->magic != MAGIC)
+            return fail(std::string(path) + " is no program of this version of fxquant");
+        const uint64_t behind = offsetof(Header, steps);
+        if (header->size != size || header->checksum != checksum(bytes + behind, size - behind))
             return fail(std::string(path) + " is damaged: its checksum is wrong");
         isa = chosen_isa();
         if (isa < 0)
@@ -407,7 +418,10 @@ struct Context {
 
 // -- the C ABI -------------------------------------------------------------------------------
 
+// Whoever includes this may have an interface of its own, and keep this one to itself.
+#ifndef FXQUANT_API
 #define FXQUANT_API extern "C" __attribute__((visibility("default")))
+#endif
 
 // A context of the program in a file; a thread at a time may run it. Null where it cannot be made:
 // then `error` holds why, cut to `room` bytes.

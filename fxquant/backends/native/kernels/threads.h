@@ -66,14 +66,15 @@ class Signal {
 class Team {
   public:
     explicit Team(int size) : size_(size), process_(getpid()) {
-        for (int thread = 1; thread < size; ++thread)
-            threads_.emplace_back([this, thread] { serve(thread); });
+        try {
+            for (int thread = 1; thread < size; ++thread)
+                threads_.emplace_back([this, thread] { serve(thread); });
+        } catch (...) {  // The system gives no more threads.
+            stop();
+            throw;
+        }
     }
-    ~Team() {
-        stopping_ = true;
-        start_.raise();
-        for (auto& thread : threads_) thread.join();
-    }
+    ~Team() { stop(); }
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
@@ -108,6 +109,12 @@ class Team {
     }
 
   private:
+    void stop() {
+        stopping_ = true;
+        start_.raise();
+        for (auto& thread : threads_) thread.join();
+    }
+
     void serve(int thread) {
         uint32_t seen = 0;
         for (;;) {
