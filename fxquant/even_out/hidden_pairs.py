@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxquant.plan.operations import Kind, classify, layer_of
-from passes import FusedLayer, tensor_info
+from passes import tensor_info
+from passes.layers.questions import activation_of
 
-__all__ = ["ACTIVATIONS_BEHIND", "SPLIT", "HiddenPair", "activation_of", "find_pairs"]
+__all__ = ["ACTIVATIONS_BEHIND", "SPLIT", "HiddenPair", "find_pairs"]
 
 SPLIT = "split_outliers"
 """In the meta of the layers that a split made: they are not split again."""
@@ -53,12 +54,6 @@ def find_pairs(fused: fx.GraphModule) -> list[HiddenPair]:
             (node,) = node.users
         values = (first, *functions, node)
         annotated = all(tensor_info(value) is not None for value in values)
-        if is_linear(node) and annotated and activation_of(fused, node) in ACTIVATIONS_BEHIND:
+        if is_linear(node) and annotated and activation_of(node) in ACTIVATIONS_BEHIND:
             found.append(HiddenPair(first, tuple(functions), node, str(node.target)))
     return found
-
-
-def activation_of(fused: fx.GraphModule, node: fx.Node) -> str:
-    """The activation that is fused into a layer, or "none"."""
-    module = fused.get_submodule(str(node.target))
-    return module.activation if isinstance(module, FusedLayer) else "none"

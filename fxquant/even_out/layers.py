@@ -1,39 +1,27 @@
-"""Layers with other tensors. They are replaced, not written into, because stages share them."""
+"""Layers of the fused graph by their paths, and what became of them."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from passes import FusedLayer, Rewriter
+from passes import Rewriter
+from passes.layers.replace import bare_layer, replace_layer, with_tensors
 
 __all__ = ["describe_change", "layer_at", "replace_tensors"]
 
 
 def layer_at(root: nn.Module, path: str) -> Any:
     """The layer at `path`, or the one within the FusedLayer there."""
-    module = root.get_submodule(path)
-    return module.layer if isinstance(module, FusedLayer) else module
+    return bare_layer(root.get_submodule(path))
 
 
 def replace_tensors(rewriter: Rewriter, path: str, weight: Tensor, bias: Tensor | None) -> None:
-    """Put a copy of the layer at `path` there, with `weight` and `bias` in the layer's own type."""
-    module = rewriter.graph_module.get_submodule(path)
+    """Let the layer at `path` hold `weight` and `bias`; whoever shares the old one keeps that."""
     layer = layer_at(rewriter.graph_module, path)
-    fresh = copy.copy(layer)
-    tensors = {"weight": weight, "bias": bias}
-    fresh._parameters = {
-        name: None if value is None else nn.Parameter(value.to(layer.weight.dtype), False)
-        for name, value in tensors.items()
-    }
-    if isinstance(module, FusedLayer):
-        wrapper = copy.copy(module)
-        wrapper._modules = {**module._modules, "layer": fresh}
-        fresh = wrapper
-    rewriter.set_module(path, fresh)
+    replace_layer(rewriter, path, with_tensors(layer, weight, bias))
 
 
 def describe_change(

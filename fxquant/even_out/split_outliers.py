@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import RecipeError
 from fxquant.even_out.channel_ranges import ChannelRange
-from fxquant.even_out.hidden_pairs import SPLIT, HiddenPair, activation_of, find_pairs
+from fxquant.even_out.hidden_pairs import SPLIT, HiddenPair, find_pairs
 from fxquant.plan.operations import layer_of
 from passes import (
     Decline,
@@ -28,6 +28,9 @@ from passes import (
     add_relu,
     tensor_info,
 )
+from passes.infra.stored import free_path
+from passes.layers.questions import activation_of
+from passes.layers.replace import make_linear
 
 __all__ = ["SplitOutliers"]
 
@@ -139,16 +142,17 @@ def _split(rewriter: Rewriter, pair: HiddenPair, groups: list[Tensor]) -> None:
     root = rewriter.graph_module
     first: Any = layer_of(pair.first, root)
     second: Any = layer_of(pair.second, root)
-    before, behind = (activation_of(root, node) for node in (pair.first, pair.second))
+    before, behind = activation_of(pair.first), activation_of(pair.second)
     main = torch.ones(first.out_features, dtype=torch.bool)
     main[torch.cat(groups)] = False
     rest = torch.nonzero(main).flatten()
 
     sums = []
-    for group in groups:
+    for number, group in enumerate(groups, 1):
+        suffix = "_outliers" if number == 1 else f"_outliers_{number}"
         with rewriter.before(pair.second):
             value = rewriter.call_module(
-                _free_path(root, str(pair.first.target)),
+                free_path(root, f"{pair.first.target}{suffix}"),
                 _rows(first, group, before),
                 pair.first.args,
                 like=pair.first,
@@ -158,7 +162,7 @@ def _split(rewriter: Rewriter, pair: HiddenPair, groups: list[Tensor]) -> None:
                 value = _copy_call(rewriter, function, value)
                 _annotate(value, function, len(group))
             total = rewriter.call_module(
-                _free_path(root, pair.path),
+                free_path(root, f"{pair.path}{suffix}"),
                 _columns(second, group, None),
                 (value,),
                 like=pair.second,
@@ -189,21 +193,12 @@ def _split(rewriter: Rewriter, pair: HiddenPair, groups: list[Tensor]) -> None:
 
 def _rows(layer: nn.Linear, channels: Tensor, activation: str) -> nn.Module:
     bias = None if layer.bias is None else layer.bias.detach()[channels]
-    rows = _linear(layer.weight.detach()[channels], bias)
+    rows = make_linear(layer.weight.detach()[channels], bias)
     return rows if activation == "none" else FusedLayer(rows, activation).eval()
 
 
 def _columns(layer: nn.Linear, channels: Tensor, bias: Tensor | None) -> nn.Linear:
-    return _linear(layer.weight.detach()[:, channels], bias)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta").eval()
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
+    return make_linear(layer.weight.detach()[:, channels], bias)
 
 
 def _copy_call(rewriter: Rewriter, node: fx.Node, operand: fx.Node) -> fx.Node:
@@ -218,15 +213,6 @@ def _annotate(node: fx.Node, like: fx.Node, channels: int) -> None:
     assert info is not None
     node.meta["tensor"] = TensorInfo((*info.shape[:-1], channels), info.dtype)
     node.meta[SPLIT] = True
-
-
-def _free_path(root: nn.Module, path: str) -> str:
-    parent, _, leaf = path.rpartition(".")
-    owner = root.get_submodule(parent)
-    name, number = f"{leaf}_outliers", 2
-    while hasattr(owner, name):
-        name, number = f"{leaf}_outliers_{number}", number + 1
-    return f"{parent}.{name}" if parent else name
 
 
 def _note(path: str, largest: Tensor, groups: list[Tensor]) -> str:

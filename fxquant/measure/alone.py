@@ -15,6 +15,7 @@ from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
 from passes import FusedLayer, copy_sharing_tensors
 from passes.infra.listing import operation
+from passes.layers.replace import bare_layer
 
 __all__ = ["Alone"]
 
@@ -44,7 +45,7 @@ class Alone:
                 module.unlink()
             elif isinstance(module, FusedLayer):
                 original: Any = fused.get_submodule(path)
-                exact = original.layer if isinstance(original, FusedLayer) else original
+                exact = bare_layer(original)
                 self._layers.append((module, exact, module.layer))
         self.all_off()
         self._made_by = self._producers(fused)

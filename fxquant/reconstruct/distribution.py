@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.reconstruct.parallel import Share
-from passes import FusedLayer
+from passes.layers.replace import bare_layer
 
 __all__ = ["Correction", "Statistics", "batch_norm_statistics", "correct_inputs"]
 
@@ -81,8 +81,7 @@ def correct_inputs(
     handles = []
     for path in statistics:
         module = block.get_submodule(path)
-        layer = module.layer if isinstance(module, FusedLayer) else module
-        handles.append(layer.register_forward_hook(_keep(outputs, path)))
+        handles.append(bare_layer(module).register_forward_hook(_keep(outputs, path)))
     sizes = {name: values[name].square().sum().reshape(1) for name in names}
     share.sum(list(sizes.values()))
     try:

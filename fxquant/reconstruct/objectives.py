@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.reconstruct.caches import Rows
 from fxquant.reconstruct.parallel import Share
-from passes import FusedLayer
+from passes.layers.replace import bare_layer
 
 __all__ = [
     "average_fisher",
@@ -119,7 +119,7 @@ def _ends_linear(block: fx.GraphModule) -> bool:
     for node in reversed(block.graph.nodes):
         if node.op == "call_module":
             module: nn.Module = block.get_submodule(str(node.target))
-            layer = module.layer if isinstance(module, FusedLayer) else module
+            layer = bare_layer(module)
             if isinstance(layer, nn.Linear):
                 return True
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -9,7 +9,6 @@ the border of an image, where padding takes part, the shift is an approximation.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from fxquant.plan.operations import Kind, classify
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
 from fxquant.simulate.sweep import See
 from passes import Decline, FusedLayer, InsertQuantDequant, Pass, PassResult, Rewriter
+from passes.layers.replace import replace_layer, with_tensors
 
 __all__ = ["CorrectBias", "InputMeans"]
 
@@ -99,15 +99,8 @@ class CorrectBias(Pass):
             weight = layer.weight.detach().double()
             error = fused.weight_quantizer(layer.weight.detach()).double() - weight
             shift = _shift(layer, error, self.means.mean(name))
-            corrected = copy.copy(layer)
-            corrected._parameters = dict(layer._parameters)
             before = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
-            corrected._parameters["bias"] = nn.Parameter(
-                (before - shift).to(layer.weight.dtype), requires_grad=False
-            )
-            # The layer within is replaced, not written into: the stages before share it.
-            fused.layer = corrected
-            rewriter.modified = True
+            replace_layer(rewriter, name, with_tensors(layer, layer.weight, before - shift))
             low, high = float((-shift).min()), float((-shift).max())
             changes.append(f"{name}: bias moved by {low:.3g} to {high:.3g}")
         notes = (f"bias correction: {len(changes)} layers",)

@@ -14,9 +14,10 @@ from fxquant.to_integer.dyadic import DYADIC_EMITTERS
 from fxquant.to_integer.dynamic import dynamic_operation
 from fxquant.to_integer.floats import float_operation
 from fxquant.to_integer.grid import Grid
-from fxquant.to_integer.layers import activate, activation_of, emit_layer
+from fxquant.to_integer.layers import activate, emit_layer
 from fxquant.to_integer.nonlinear import emit_nonlinear
 from fxquant.to_integer.operations import EMITTERS, Emit, emit_matmul, emit_movement
+from passes.layers.questions import activation_of
 
 __all__ = ["to_integer"]
 
@@ -103,4 +104,4 @@ def _float_out(conversion: Conversion, node: fx.Node) -> fx.Node:
     if conversion.plan.kinds[node.name] is Kind.MATMUL:
         return emit_matmul(conversion, node, to_float, None)
     y = emit_layer(conversion, node, to_float, None)
-    return activate(conversion, y, activation_of(conversion.source, node))
+    return activate(conversion, y, activation_of(node))

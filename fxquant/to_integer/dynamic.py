@@ -13,8 +13,9 @@ from fxquant.simulate.quantizers import WeightQuantizer
 from fxquant.simulate.recurrent import QuantizedRecurrent
 from fxquant.to_integer.conversion import OPS, Conversion
 from fxquant.to_integer.functional import pair
-from fxquant.to_integer.layers import activate, activation_of
+from fxquant.to_integer.layers import activate
 from passes import FusedLayer
+from passes.layers.questions import activation_of
 
 __all__ = ["dynamic_operation"]
 
@@ -39,7 +40,7 @@ def dynamic_operation(conversion: Conversion, node: fx.Node) -> fx.Node:
     y = _call(conversion, OPS.linear_dynamic.default, x, weight, scale, bias)
     if len(args) > 1:
         y = _call(conversion, torch.add, y, args[1])
-    return activate(conversion, y, activation_of(conversion.source, node))
+    return activate(conversion, y, activation_of(node))
 
 
 def _call(conversion: Conversion, target: Any, *operands: Any) -> fx.Node:

@@ -14,11 +14,11 @@ from fxquant.spec import QParams
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
 from passes import FusedLayer
+from passes.layers.questions import activation_of
 
 __all__ = [
     "LayerIntegers",
     "activate",
-    "activation_of",
     "emit_layer",
     "geometry",
     "layer_integers",
@@ -112,12 +112,6 @@ def geometry(layer: Any) -> tuple[Any, ...]:
     return list(layer.stride), _padding(layer), list(layer.dilation), layer.groups
 
 
-def activation_of(root: nn.Module, node: fx.Node) -> str:
-    """The activation that is fused into the layer that `node` calls."""
-    module = root.get_submodule(str(node.target))
-    return module.activation if isinstance(module, FusedLayer) else "none"
-
-
 def activate(conversion: Conversion, y: fx.Node, activation: str) -> fx.Node:
     """A fused layer's activation as an operation of its own, on floats."""
     functions: dict[str, Any] = {"relu": F.relu, "relu6": F.relu6}
@@ -130,7 +124,7 @@ def activate(conversion: Conversion, y: fx.Node, activation: str) -> fx.Node:
 
 def output_bounds(conversion: Conversion, node: fx.Node, grid: Grid) -> tuple[int, int]:
     """The codes between which the activation that is fused into a layer keeps its result."""
-    activation = activation_of(conversion.source, node)
+    activation = activation_of(node)
     low = max(grid.qmin, grid.zero_point) if activation in ("relu", "relu6") else grid.qmin
     high = min(grid.qmax, grid.code(6.0)) if activation == "relu6" else grid.qmax
     return low, high

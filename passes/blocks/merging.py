@@ -11,7 +11,8 @@ from passes.blocks.parts import Part, is_tensor
 from passes.blocks.paths import ancestors, is_below, path_depth
 from passes.infra.base import tensor_info
 from passes.infra.stored import module_of
-from passes.layers.fused_layer import FUSIBLE_LAYERS, FusedLayer
+from passes.layers.fused_layer import FUSIBLE_LAYERS
+from passes.layers.replace import bare_layer
 
 __all__ = ["merge_all", "merge_modules", "merge_resolutions"]
 
@@ -92,8 +93,8 @@ def _resolution(part: Part) -> tuple[int, ...]:
     info = tensor_info(part.output)
     shape = info.shape if info is not None else ()
     layers = part.layers()
-    layer = module_of(layers[-1]) if layers else None
-    layer = layer.layer if isinstance(layer, FusedLayer) else layer
+    module = module_of(layers[-1]) if layers else None
+    layer = None if module is None else bare_layer(module)
     convolves = isinstance(layer, FUSIBLE_LAYERS) and not isinstance(layer, nn.Linear)
     return shape[2:] if convolves else shape[1:-1]
 

@@ -8,10 +8,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from passes.infra.stored import module_of, overrides_forward
-from passes.layers.fused_layer import FUSIBLE_LAYERS
+from passes.layers.fused_layer import FUSIBLE_LAYERS, FusedLayer
 
 __all__ = [
     "TRANSPOSED",
+    "activation_of",
     "find_layer",
     "only_user",
     "why_not_layer",
@@ -25,6 +26,12 @@ def find_layer(node: Any) -> nn.Module | None:
     """The convolution, transposed convolution or linear layer that `node` calls, or None."""
     module = module_of(node)
     return module if isinstance(module, FUSIBLE_LAYERS) else None
+
+
+def activation_of(node: fx.Node) -> str:
+    """The activation that is fused into the layer that `node` calls, or "none"."""
+    module = module_of(node)
+    return module.activation if isinstance(module, FusedLayer) else "none"
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

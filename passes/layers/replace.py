@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passes.infra.stored import set_module
+from passes.infra.rewrite import Rewriter
 from passes.layers.fused_layer import FusedLayer
 
 __all__ = ["bare_layer", "make_linear", "replace_layer", "with_tensors"]
@@ -19,15 +19,15 @@ def bare_layer(module: nn.Module) -> nn.Module:
     return module.layer if isinstance(module, FusedLayer) else module
 
 
-def replace_layer(root: nn.Module, path: str, layer: nn.Module) -> None:
+def replace_layer(rewriter: Rewriter, path: str, layer: nn.Module) -> None:
     """Put `layer` where the bare layer at `path` is; what was fused into that one stays.
 
     The FusedLayer around it is a new one, because other stages may hold the old one.
     """
-    module = root.get_submodule(path)
+    module = rewriter.graph_module.get_submodule(path)
     if isinstance(module, FusedLayer):
         layer = module.with_parts(layer=layer)
-    set_module(root, path, layer)
+    rewriter.set_module(path, layer)
 
 
 def with_tensors(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -73,6 +73,11 @@ def test_keeps_what_every_pass_promises() -> None:
     assert checked.result.notes == ("cross-layer equalization: 2 pairs of layers",)
 
 
+def test_what_has_settled_stays_as_it_is() -> None:
+    layers = [nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(8))]
+    check(Equalize(), fused(uneven(*layers)), images(1), modified=True)
+
+
 def test_the_diff_says_what_happened_to_each_layer() -> None:
     record = equalized(fused(uneven(*CHAINS["depthwise"]())))
     first, middle, last = record.diff.splitlines()
@@ -98,6 +103,13 @@ def declined(model: nn.Module) -> list[str]:
 def test_relu6_declines() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 4, 1)).eval()
     assert declined(model) == ["relu6 is not scale-equivariant"]
+
+
+def test_a_layer_that_is_called_twice_declines() -> None:
+    model = module(
+        lambda self, x: self.b(self.b(self.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)
+    )
+    assert declined(model) == ["b is called more than once", "b is called more than once"]
 
 
 def test_a_value_that_two_layers_read_declines() -> None:

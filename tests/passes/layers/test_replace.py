@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from passes import FusedLayer
+from passes import FusedLayer, Rewriter
 from passes.layers.replace import bare_layer, make_linear, replace_layer, with_tensors
+from tests.passes.checking import float_graph
 
 
 def test_with_parts_leaves_the_layer_that_is_given_as_it_is() -> None:
@@ -23,18 +26,21 @@ def test_with_parts_shares_what_is_not_replaced() -> None:
 
 
 def test_replacing_a_fused_layer_keeps_what_was_fused_into_it() -> None:
-    root = nn.Module()
-    root.fc = before = FusedLayer(nn.Linear(2, 3), "relu")
-    replace_layer(root, "fc", new := nn.Linear(2, 3))
-    assert (root.fc.activation, bare_layer(root.fc)) == ("relu", new)
-    assert root.fc is not before
+    before = FusedLayer(nn.Linear(2, 3), "relu")
+    graph_module = float_graph(nn.Sequential(nn.Linear(2, 3)))
+    graph_module.set_submodule("0", before)
+    replace_layer(Rewriter(graph_module), "0", new := nn.Linear(2, 3))
+    found: Any = graph_module.get_submodule("0")
+    assert (found.activation, bare_layer(found)) == ("relu", new)
+    assert found is not before
     assert before.layer is not new
 
 
 def test_replacing_a_plain_layer() -> None:
-    root = nn.Sequential(nn.Linear(2, 3))
-    replace_layer(root, "0", new := nn.Linear(2, 3))
-    assert bare_layer(root[0]) is new
+    rewriter = Rewriter(float_graph(nn.Sequential(nn.Linear(2, 3))))
+    replace_layer(rewriter, "0", new := nn.Linear(2, 3))
+    assert bare_layer(rewriter.graph_module.get_submodule("0")) is new
+    assert rewriter.modified
 
 
 def test_other_tensors_keep_dtype_and_hyper_parameters() -> None:
