@@ -31,7 +31,7 @@ class CompiledModel(nn.Module):
     "integer", and the target's); a loaded artefact has the last two, and no `plan`. `report` tells
     what was done, `recipe` and `plan` with what; `run` executes the target's graph. Calls raise
     InputError for inputs that do not fit, and for NaN and infinite values in them: where
-    `check_inputs` is False, a NaN counts as 0 and an infinite value as the end of the range.
+    `check_inputs` is False, a NaN counts as 0 and an infinite value as the largest finite one.
     """
 
     check_inputs: bool = True
@@ -73,6 +73,9 @@ class CompiledModel(nn.Module):
             raise InputError(self._mismatch(inputs))
         if self.check_inputs:
             _check_finite(inputs)
+        else:
+            # What a kernel makes of a NaN differs: torch's take it for the largest code.
+            inputs = tuple(torch.nan_to_num(x) if _is_float(x) else x for x in inputs)
         try:
             with torch.no_grad():
                 return self.__dict__["_run"](*inputs)
@@ -207,7 +210,7 @@ def with_simulated(
 
 def _check_finite(inputs: tuple[Any, ...]) -> None:
     for index, value in enumerate(inputs):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not _is_float(value):
             continue
         # One pass; a sum of finite values that overflows is told apart by the second.
         if not math.isfinite(value.detach().sum().item()):
@@ -215,8 +218,12 @@ def _check_finite(inputs: tuple[Any, ...]) -> None:
             if bad:
                 raise InputError(
                     f"input {index} holds {bad} values that are NaN or infinite: look at the "
-                    "preprocessing (check_inputs=False computes with 0 for NaN and clips the rest)"
+                    "preprocessing (check_inputs=False takes 0 for a NaN and clips the rest)"
                 )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _words(value: Any) -> str:

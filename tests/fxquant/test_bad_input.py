@@ -255,7 +255,7 @@ def test_unchecked_a_nan_is_zero_and_infinity_is_clipped(target: str) -> None:
     q = compiled(conv_net(), target=target, check_inputs=False)
     bad = images()
     bad[0, 0], bad[1, 0], bad[2, 0] = float("nan"), float("inf"), -float("inf")
-    assert torch.equal(q(bad), q(bad.nan_to_num(0.0, 1e30, -1e30)))
+    assert torch.equal(q(bad), q(bad.nan_to_num(0.0, 1e20, -1e20)))
 
 
 @pytest.mark.parametrize("target", TARGETS)

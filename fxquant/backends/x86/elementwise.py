@@ -35,26 +35,8 @@ def lower_quantize(lowering: Lowering, node: fx.Node) -> Lowered:
     """Float to quantized tensor; fewer than 8 bits are clamped inside the container."""
     a = operator_arguments(node)
     x = lowering.other(a["x"])
-    if _holds_what_the_caller_gives(node.all_input_nodes[0]):
-        # Torch's kernel makes the largest code of a NaN, the reference a zero.
-        x = lowering.emit(torch.nan_to_num, x, 0.0)
     q = lowering.emit(torch.quantize_per_tensor, x, a["scale"], a["zero_point"], torch.quint8)
     return lowering.clamp(q, node, a["qmin"], a["qmax"])
-
-
-def _holds_what_the_caller_gives(value: fx.Node) -> bool:
-    """Whether a float value is computed from an input of the network without integers between."""
-    waiting, seen = [value], {value}
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder":
-            return True
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxquant":
-            continue
-        new = {s for s in node.all_input_nodes if s.meta.get("tensor") is not None} - seen
-        waiting += new
-        seen |= new
-    return False
 
 
 def lower_dequantize(lowering: Lowering, node: fx.Node) -> Lowered:

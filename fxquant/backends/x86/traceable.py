@@ -26,7 +26,6 @@ _TRACED_AS: dict[Any, Any] = {
         torch.quantize_per_tensor,
         torch.clamp,
         torch.clone,
-        torch.nan_to_num,
         torch.flatten,
         torch.cat,
         torch.channel_shuffle,
