@@ -184,10 +184,12 @@ int check(unsigned seed) {
   generator.seed(seed);
   const Kernels plain = FXQUANT_KERNELS(portable);
   int failures = 0;
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 200; ++round) {
     Shape s{"", draw(0, 3), draw(1, 70), draw(1, 14), draw(1, 150), draw(0, 3) * 2 + 1,
             draw(1, 2), 1};
-    if (draw(0, 2) == 0) s.channels = s.outputs = s.groups = draw(2, 150);
+    const int kind = draw(0, 3);
+    if (kind == 0) s.channels = s.outputs = s.groups = draw(2, 150);
+    if (kind == 1) s.groups = draw(2, 9), s.channels = s.outputs = 8 * s.groups;
     Layer layer(s, draw(0, 1), draw(0, 3) == 0, draw(0, 1));
     run(plain, layer);
     const Vector<uint8_t> expected = layer.y;

@@ -1,6 +1,6 @@
 // Convolution as a matrix product without im2col, for AVX-512 VNNI.
 #pragma once
-#include "avx512_codes.h"
+#include "avx512_floats.h"
 
 FXQUANT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
 
@@ -16,9 +16,18 @@ struct ConvTile {
   const int8_t* weight;
   const int32_t* bias;
   const float* multiplier;
+  const int32_t* row_start; // or null: what each pixel's sums start with besides the bias
   int64_t y_channel;        // the panel's first channel
   int outputs;              // of the panel
 };
+
+static __attribute__((noinline)) void store_gelu(const ConvParams& p, uint8_t* y, const __m512* real,
+                                                 int outputs) {
+  const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
+  for (int i = 0; i < outputs; i += 16)
+    _mm_mask_storeu_epi8(y + i, mask_of(outputs - i),
+                         _mm512_cvtepi32_epi8(quantizer.codes(gelu_of(real[i / 16]))));
+}
 
 template <int VECTORS>
 FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
@@ -30,6 +39,7 @@ FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const
   for (int v = 0; v < VECTORS; ++v)
     real[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
   if (__builtin_expect(p.kind != 0, 0)) {
+    if (p.kind == 3) return store_gelu(p, reinterpret_cast<uint8_t*>(y) + t.y_channel, real, t.outputs);
     FXQUANT_UNROLL
     for (int v = 0; v < VECTORS; ++v) {
       const __mmask16 mask = static_cast<__mmask16>(first_lanes(t.outputs - 16 * v));
@@ -67,6 +77,11 @@ static void conv_block(const ConvParams& p, const ConvTile& t, const Codes& to) 
     x[r] = t.x_base + t.x[r];
     FXQUANT_UNROLL
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_loadu_si512(t.bias + 16 * v);
+    if (t.row_start) {
+      const __m512i start = _mm512_set1_epi32(t.row_start[r]);
+      FXQUANT_UNROLL
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_add_epi32(sums[r][v], start);
+    }
   }
   const int8_t* weight = t.weight;
   const int64_t run = 4 * static_cast<int64_t>(p.segment_quads);
@@ -148,20 +163,6 @@ static inline void conv_panel(const ConvParams& p, const PixelOffsets& pixels, i
     t.residual = pixels.residual + first;
     conv_blocks[vectors - 1][rows - 1](p, t, to);
     first += rows;
-  }
-}
-
-static inline void conv(const ConvParams& p, int begin, int end) {
-  const int panels = (p.outputs + 63) / 64, all = p.batch * p.height * p.width;
-  const int first = p.by_panels ? 0 : begin, last = p.by_panels ? all : end;
-  const int blocks = (last - first + PixelOffsets::MOST - 1) / PixelOffsets::MOST;
-  PixelOffsets pixels;
-  for (int block = 0, at = first; block < blocks; ++block) {
-    const int count = (last - first) / blocks + (block < (last - first) % blocks);
-    pixels.fill(p, at, at + count);
-    at += count;
-    for (int i = p.by_panels ? begin : 0; i < (p.by_panels ? end : p.groups * panels); ++i)
-      conv_panel(p, pixels, i / panels, i % panels);
   }
 }
 

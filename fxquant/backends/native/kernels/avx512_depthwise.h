@@ -34,22 +34,35 @@ struct DepthwiseRow {
   const int8_t* weight;
   const int32_t* bias;
   const float* multiplier;
-  uint8_t* y;
+  char* y;
   int channels;
 };
 
 template <int HALVES>
-FXQUANT_INLINE void depthwise_store(const DepthwiseRow& t, const Codes& to, uint8_t* y,
-                                    const __m512i* sums) {
+FXQUANT_INLINE void depthwise_store(int kind, const DepthwiseRow& t, const Codes& to,
+                                    char* y, const __m512i* sums) {
+  __m512 real[4];
   __m512i codes[4];
   FXQUANT_UNROLL
   for (int v = 0; v < 2 * HALVES; ++v)
-    codes[v] = _mm512_cvtps_epi32(
-        _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v)));
+    real[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
+  if (__builtin_expect(kind == 2, 0)) {
+    // Channels 0 to 3 and 8 to 11 and so on are in one vector, those between in the other.
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    FXQUANT_UNROLL
+    for (int v = 0; v < 2 * HALVES; ++v)
+      _mm512_mask_storeu_ps(
+          y + 64 * v, static_cast<__mmask16>(first_lanes(t.channels > 16 * v ? t.channels - 16 * v : 0)),
+          _mm512_permutex2var_ps(real[v & ~1], v & 1 ? high : low, real[v | 1]));
+    return;
+  }
+  FXQUANT_UNROLL
+  for (int v = 0; v < 2 * HALVES; ++v) codes[v] = _mm512_cvtps_epi32(real[v]);
   const int last = 2 * HALVES - 2;
   const __m512i bytes = packed(codes[0], codes[1], codes[last], codes[last + 1], to);
   const __m512i natural = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  store_codes(y, looked_up(_mm512_permutexvar_epi64(natural, bytes), to), t.channels);
+  store_codes(reinterpret_cast<uint8_t*>(y), looked_up(_mm512_permutexvar_epi64(natural, bytes), to), t.channels);
 }
 
 // A pass along one row: each column adds to the sums of all outputs whose windows hold it.
@@ -66,7 +79,7 @@ struct DepthwisePass {
   template <int PHASE>
   static FXQUANT_INLINE_MEMBER void column(const DepthwiseConvParams& p, const DepthwiseRow& t,
                                            const Codes& to, const Interleaved& order,
-                                           const uint8_t* x, uint8_t*& y, bool stores,
+                                           const uint8_t* x, char*& y, bool stores,
                                            __m512i (&sums)[PENDING][VECTORS]) {
     if (PHASE % STRIDE == 0) {
       FXQUANT_UNROLL
@@ -93,7 +106,7 @@ struct DepthwisePass {
     }
     constexpr int FIRST = PHASE + 2 * PERIOD - (KERNEL - 1);
     if (FIRST % STRIDE == 0 && stores) {
-      depthwise_store<HALVES>(t, to, y, sums[FIRST / STRIDE % PENDING]);
+      depthwise_store<HALVES>(p.kind, t, to, y, sums[FIRST / STRIDE % PENDING]);
       y += p.y_pixel;
     }
   }
@@ -112,7 +125,7 @@ struct DepthwisePass {
       for (int v = 0; v < VECTORS; ++v) sums[i][v] = _mm512_setzero_si512();
     }
     const uint8_t* x = t.x;
-    uint8_t* y = t.y;
+    char* y = t.y;
     const int columns = (p.width - 1) * STRIDE + KERNEL;
 #define FXQUANT_COLUMN(PHASE)                                                               \
   if (PHASE < PERIOD) {                                                                     \
@@ -155,7 +168,7 @@ static inline void depthwise_conv(const DepthwiseConvParams& p, int begin, int e
   for (int item = begin; item < end; ++item) {
     const int n = item / p.height, oy = item % p.height;
     const uint8_t* x = p.x + n * p.x_batch + oy * stride * p.x_row;
-    uint8_t* y = p.y + n * p.y_batch + oy * p.y_row;
+    char* y = static_cast<char*>(p.y) + n * p.y_batch + oy * p.y_row;
     for (int channel = 0; channel < p.channels;) {
       const int rest = p.channels - channel, halves = rest > 32 && rows[1] ? 2 : 1;
       DepthwiseRow t;
@@ -163,7 +176,7 @@ static inline void depthwise_conv(const DepthwiseConvParams& p, int begin, int e
       t.weight = p.weight + channel / 32 * block_weights;
       t.bias = p.bias + channel;
       t.multiplier = p.multiplier + channel;
-      t.y = y + channel;
+      t.y = y + channel * (p.kind == 2 ? 4 : 1);
       t.channels = rest < 32 * halves ? rest : 32 * halves;
       rows[halves - 1](p, t, to);
       channel += 32 * halves;

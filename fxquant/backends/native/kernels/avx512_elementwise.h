@@ -1,6 +1,6 @@
 // Operators on each code by itself, for AVX-512.
 #pragma once
-#include "avx512_codes.h"
+#include "avx512_floats.h"
 
 FXQUANT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
 
@@ -137,33 +137,8 @@ static inline void channel_affine(const ChannelAffineParams& p, int begin, int e
   }
 }
 
-// A NaN is not equal to itself and counts as 0; the clamp comes before the conversion.
-struct Quantizer {
-  __m512 inverse, low, high;
-  __m512i zero_point;
-
-  FXQUANT_INLINE_MEMBER __m512 clamped(__m512 x) const {
-    const __m512 real = _mm512_mul_ps(x, inverse);
-    const __m512 number =
-        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(real, real, _CMP_ORD_Q), real);
-    return _mm512_min_ps(_mm512_max_ps(number, low), high);
-  }
-
-  // As 32-bit codes.
-  FXQUANT_INLINE_MEMBER __m512i codes(__m512 x) const {
-    return _mm512_add_epi32(_mm512_cvtps_epi32(clamped(x)), zero_point);
-  }
-};
-
-template <class Params>
-FXQUANT_INLINE Quantizer quantizer_of(const Params& p) {
-  return {_mm512_set1_ps(p.inverse), _mm512_set1_ps(static_cast<float>(p.lo - p.zero_point)),
-          _mm512_set1_ps(static_cast<float>(p.hi - p.zero_point)),
-          _mm512_set1_epi32(p.zero_point)};
-}
-
 FXQUANT_INLINE __m512 load_floats(const float* x, int count) {
-  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(count < 0 ? 0 : count)), x);
+  return _mm512_maskz_loadu_ps(mask_of(count), x);
 }
 
 // Images of three channels become pixels of four bytes; rows of floats become rows of codes.
@@ -171,7 +146,7 @@ static inline void quantize(const QuantizeParams& p, int begin, int end) {
   const bool image = p.channels == 3 && p.fill_channels == 4 && p.y_pixel == 4 && p.x_column == 1;
   const bool tokens = p.x_channel == 1 && p.fill_channels == p.channels;
   if (!image && !tokens) return portable::quantize(p, begin, end);
-  const Quantizer quantizer = quantizer_of(p);
+  const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
   const bool dense = p.x_column == p.channels && p.y_pixel == p.channels;
   const Run run = run_of(p.width, p.channels, dense);
   for (int item = begin; item < end; ++item) {

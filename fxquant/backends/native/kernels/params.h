@@ -46,12 +46,14 @@ struct ConvParams {
   int32_t outputs;                 // of one group
   int32_t segments;
   int32_t segment_quads;
-  int32_t kind;                    // of y: 0 uint8 codes, 1 int32 sums, 2 float32(sum) * multiplier
+  int32_t kind;                    // of y: 0 uint8 codes, 1 int32 sums, 2 float32(sum) * multiplier,
+                                   // 3 uint8 codes of GELU of that (no residual, no table)
   int32_t zero_point;
   int32_t lo;
   int32_t hi;
   int32_t residual_zero_point;
   float residual_multiplier;
+  float inverse;                   // of kind 3: float32(1) / float32(scale of the codes)
   int32_t by_panels;               // 1 where the weights are larger than the image: threads share them
 };
 
@@ -69,7 +71,7 @@ struct DepthwiseConvParams {
   const float* multiplier;
   const uint8_t* residual;         // or null
   const uint8_t* table;            // or null
-  uint8_t* y;
+  void* y;
   int64_t x_batch;
   int64_t x_row;                   // between rows of the image, not of windows
   int64_t x_pixel;
@@ -87,6 +89,7 @@ struct DepthwiseConvParams {
   int32_t kernel_width;
   int32_t stride_height;
   int32_t stride_width;
+  int32_t kind;                    // of y: 0 uint8 codes, 2 float32(sum) * multiplier
   int32_t zero_point;
   int32_t lo;
   int32_t hi;
@@ -127,6 +130,48 @@ struct MatmulParams {
   int32_t zero_point;
   int32_t lo;
   int32_t hi;
+  float multiplier;
+};
+
+// Attention of one head: what a softmax's numerators weigh of the values, without a division before.
+//
+// For each query r = float32(sum over depth of (q - zq)(k - zk)) * score_multiplier over all keys,
+// w = clamp(round(exp(r - max r) * inverse), 0, 255) and
+// y = clamp(round(float32(float32(sum of w (v - zv)) / float32(sum of w)) * multiplier) + zero_point).
+// Channels of q, k, v and y are next to each other. Needs columns <= 1024, depth and width <= 128,
+// and both (columns rounded up to 64) * depth and columns * width at most 65536.
+// Item: one (image, head).
+struct AttentionParams {
+  const uint8_t* q;
+  const uint8_t* k;
+  const uint8_t* v;
+  uint8_t* y;
+  int64_t q_batch;
+  int64_t q_head;
+  int64_t q_row;
+  int64_t k_batch;
+  int64_t k_head;
+  int64_t k_row;
+  int64_t v_batch;
+  int64_t v_head;
+  int64_t v_row;
+  int64_t y_batch;
+  int64_t y_head;
+  int64_t y_row;
+  int32_t batch;
+  int32_t heads;
+  int32_t rows;                    // queries
+  int32_t columns;                 // keys
+  int32_t depth;                   // channels of a query and a key
+  int32_t width;                   // channels of a value
+  int32_t q_zero_point;
+  int32_t k_zero_point;
+  int32_t v_zero_point;
+  int32_t zero_point;
+  int32_t lo;
+  int32_t hi;
+  float score_multiplier;
+  float inverse;                   // float32(1) / float32(scale of the numerators' codes)
   float multiplier;
 };
 

@@ -22,6 +22,20 @@ static inline uint8_t to_code(float real, int32_t zero_point, int32_t lo, int32_
   return static_cast<uint8_t>(table ? table[code] : code);
 }
 
+// The clamp comes before the conversion: nothing too large for an integer is ever converted.
+static inline uint8_t quantized(float value, float inverse, int32_t zero_point, int32_t lo,
+                                int32_t hi) {
+  float real = value * inverse;
+  if (real != real) real = 0.0f;
+  const float low = static_cast<float>(lo - zero_point), high = static_cast<float>(hi - zero_point);
+  real = real < low ? low : real > high ? high : real;
+  return static_cast<uint8_t>(rounded(real) + zero_point);
+}
+
+static inline float gelu(float x) {
+  return x * 0.5f * (1.0f + erff(x * 0.70710678118654752440f));
+}
+
 static inline int padded_to(int value, int step) { return (value + step - 1) / step * step; }
 
 // ---------------------------------------------------------------------------------- convolution
@@ -41,6 +55,11 @@ static inline void conv_store(const ConvParams& p, int32_t sum, float multiplier
   float real = static_cast<float>(sum) * multiplier;
   if (p.kind == 2) {
     reinterpret_cast<float*>(static_cast<char*>(p.y) + y_offset)[channel] = real;
+    return;
+  }
+  if (p.kind == 3) {
+    static_cast<uint8_t*>(p.y)[y_offset + channel] =
+        quantized(gelu(real), p.inverse, p.zero_point, p.lo, p.hi);
     return;
   }
   if (p.residual) {
@@ -113,10 +132,15 @@ static inline void depthwise_conv(const DepthwiseConvParams& p, int begin, int e
             sum += x[ky * p.x_row + kx * p.x_pixel + c] *
                    weight[(kx * column_quads + ky / 4) * 128 + lane % 32 * 4 + ky % 4];
         float real = static_cast<float>(sum) * p.multiplier[lane];
+        if (p.kind == 2) {
+          reinterpret_cast<float*>(static_cast<char*>(p.y) + y_offset)[c] = real;
+          continue;
+        }
         if (p.residual)
           real += static_cast<float>(p.residual[r_offset + c] - p.residual_zero_point) *
                   p.residual_multiplier;
-        p.y[y_offset + c] = to_code(real, p.zero_point, p.lo, p.hi, p.table);
+        static_cast<uint8_t*>(p.y)[y_offset + c] =
+            to_code(real, p.zero_point, p.lo, p.hi, p.table);
       }
     }
   }
@@ -148,6 +172,40 @@ static inline void matmul(const MatmulParams& p, int begin, int end) {
         else
           reinterpret_cast<uint8_t*>(y + row * p.y_row)[column] =
               to_code(real, p.zero_point, p.lo, p.hi, nullptr);
+      }
+    }
+  }
+}
+
+static inline int attention_items(const AttentionParams& p) { return p.batch * p.heads; }
+
+static inline void attention(const AttentionParams& p, int begin, int end) {
+  float scores[1024];
+  int32_t codes[1024];
+  for (int item = begin; item < end; ++item) {
+    const int n = item / p.heads, head = item % p.heads;
+    const uint8_t* keys = p.k + n * p.k_batch + head * p.k_head;
+    const uint8_t* values = p.v + n * p.v_batch + head * p.v_head;
+    for (int row = 0; row < p.rows; ++row) {
+      const uint8_t* q = p.q + n * p.q_batch + head * p.q_head + row * p.q_row;
+      uint8_t* y = p.y + n * p.y_batch + head * p.y_head + row * p.y_row;
+      float largest = -INFINITY;
+      for (int column = 0; column < p.columns; ++column) {
+        int32_t sum = 0;
+        for (int c = 0; c < p.depth; ++c)
+          sum += (q[c] - p.q_zero_point) * (keys[column * p.k_row + c] - p.k_zero_point);
+        scores[column] = static_cast<float>(sum) * p.score_multiplier;
+        largest = scores[column] > largest ? scores[column] : largest;
+      }
+      int32_t total = 0;
+      for (int column = 0; column < p.columns; ++column)
+        total += codes[column] = quantized(expf(scores[column] - largest), p.inverse, 0, 0, 255);
+      for (int c = 0; c < p.width; ++c) {
+        int32_t sum = 0;
+        for (int column = 0; column < p.columns; ++column)
+          sum += codes[column] * (values[column * p.v_row + c] - p.v_zero_point);
+        const float mean = static_cast<float>(sum) / (total ? static_cast<float>(total) : 1.0f);
+        y[c] = to_code(mean * p.multiplier, p.zero_point, p.lo, p.hi, nullptr);
       }
     }
   }
@@ -266,16 +324,6 @@ static inline void max_pool(const MaxPoolParams& p, int begin, int end) {
 
 static inline int quantize_items(const QuantizeParams& p) { return p.batch * p.height; }
 
-// The clamp comes before the conversion: nothing too large for an integer is ever converted.
-static inline uint8_t quantized(float value, float inverse, int32_t zero_point, int32_t lo,
-                                int32_t hi) {
-  float real = value * inverse;
-  if (real != real) real = 0.0f;
-  const float low = static_cast<float>(lo - zero_point), high = static_cast<float>(hi - zero_point);
-  real = real < low ? low : real > high ? high : real;
-  return static_cast<uint8_t>(rounded(real) + zero_point);
-}
-
 static inline void quantize(const QuantizeParams& p, int begin, int end) {
   for (int item = begin; item < end; ++item) {
     const int n = item / p.height, oy = item % p.height;
@@ -361,10 +409,7 @@ static inline int gelu_float_items(const GeluFloatParams& p) { return p.rows; }
 
 static inline void gelu_float(const GeluFloatParams& p, int begin, int end) {
   for (int row = begin; row < end; ++row)
-    for (int c = 0; c < p.columns; ++c) {
-      const float x = p.x[row * p.x_row + c];
-      p.y[row * p.y_row + c] = x * 0.5f * (1.0f + erff(x * 0.70710678118654752440f));
-    }
+    for (int c = 0; c < p.columns; ++c) p.y[row * p.y_row + c] = gelu(p.x[row * p.x_row + c]);
 }
 
 static inline int layer_norm_float_items(const LayerNormFloatParams& p) { return p.rows; }

@@ -27,6 +27,18 @@ INSTRUCTION_SETS = {
     "avx512vnni": ("avx512_vnni", "avx512vbmi", "avx512bw", "avx512vl", "avx512dq"),
     "amx": ("avx512_vnni", "avx512vbmi", "amx_int8", "amx_tile"),
 }
+_FLOAT_FUNCTIONS = """
+FXQUANT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+extern "C" void avx512vnni_exp_of(const float* x, float* y, int count) {
+  for (int i = 0; i < count; i += 16)
+    _mm512_storeu_ps(y + i, fxquant::avx512vnni::exp_of(_mm512_loadu_ps(x + i)));
+}
+extern "C" void avx512vnni_erf_of(const float* x, float* y, int count) {
+  for (int i = 0; i < count; i += 16)
+    _mm512_storeu_ps(y + i, fxquant::avx512vnni::erf_of(_mm512_loadu_ps(x + i)));
+}
+FXQUANT_TARGET_END
+"""
 _TYPES = {
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
@@ -75,6 +87,7 @@ def library() -> ctypes.CDLL:
                 f"    {isa}::{function}(*p, int(int64_t(items) * i / parts),"
                 "      int(int64_t(items) * (i + 1) / parts)); }"
             )
+    lines.append(_FLOAT_FUNCTIONS)
     lines.append('extern "C" int start_amx() { return fxquant::start_amx(); }')
     folder = Path(tempfile.mkdtemp(prefix="fxquant_kernels_"))
     (folder / "kernels.cpp").write_text("\n".join(lines))

@@ -189,6 +189,48 @@ def _check_depthwise(isa: str, draw: random.Random) -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_sums_leave_as_floats(isa: str, stride: int) -> None:
+    for channels, kernel in ((20, 3), (70, 5), (96, 7)):
+        x = _codes(1, channels, 9, 9)
+        weight = torch.randint(-127, 128, (channels, 1, kernel, kernel), dtype=torch.int8)
+        scales, border = torch.rand(channels) * 0.01, kernel // 2
+        geometry = ([stride] * 2, [border] * 2, [1, 1], channels)
+        expected = integer.conv(
+            *(x, X_SCALE, X_ZERO_POINT, weight, scales, None, None),
+            *geometry,
+            *(1.0, 0, 0, 0, torch.float32),
+        )
+        image = Image.of(x, border, 0, X_ZERO_POINT)
+        y = expected.permute(0, 2, 3, 1).contiguous().zero_()
+        total = weight.flatten(1).sum(1, dtype=torch.int32)
+        call(
+            isa,
+            "depthwise_conv",
+            x=image.address(-border, -border),
+            weight=pack_depthwise(weight),
+            bias=pack_lanes(-X_ZERO_POINT * total),
+            multiplier=pack_lanes(channel_factors(X_SCALE, scales, None)),
+            y=y,
+            x_batch=image.batch,
+            x_row=image.row,
+            x_pixel=image.pixel,
+            y_row=4 * channels * y.shape[2],
+            y_pixel=4 * channels,
+            batch=1,
+            height=y.shape[1],
+            width=y.shape[2],
+            channels=channels,
+            kernel_height=kernel,
+            kernel_width=kernel,
+            stride_height=stride,
+            stride_width=stride,
+            kind=2,
+        )
+        assert torch.equal(y.permute(0, 3, 1, 2), expected)
+
+
+@each_isa
 def test_depthwise_convolution_of_any_shape_gives_the_reference_integers(isa: str) -> None:
     for seed in range(120):
         _check_depthwise(isa, random.Random(seed))
