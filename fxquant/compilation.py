@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.backends import find_target
+from fxquant.backends import candidates
 from fxquant.errors import (
     CalibrationError,
     CompileError,
@@ -58,7 +58,7 @@ class Request:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        find_target(self.target)
+        candidates(self.target)
         if not isinstance(self.model, nn.Module):
             raise ModelError(f"a model is an nn.Module, found a {type(self.model).__name__}")
         if not isinstance(self.recipe, Recipe):
@@ -211,5 +211,6 @@ def _pass_names(recipe: Recipe, target: str) -> list[str]:
     """The passes that a compile may run, in their order."""
     kinds: list[type[Pass]] = [type(p) for p in (*canonical_passes(), *fusing_passes(recipe))]
     kinds += [rewrite.kind for rewrite in measured_rewrites(recipe)]
-    kinds += [*SIMULATION_PASSES, CorrectBias, *find_target(target).passes]
+    kinds += [*SIMULATION_PASSES, CorrectBias]
+    kinds += [kind for candidate in candidates(target) for kind in candidate.passes]
     return list(dict.fromkeys(kind.name for kind in kinds))

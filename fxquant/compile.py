@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.artifact.file import load_artifact
 from fxquant.artifact.packing import tensor_bytes
-from fxquant.backends import find_target
+from fxquant.backends import AUTO, candidates, compare_with_float
 from fxquant.compilation import Compilation, Request, begin, reproducible
 from fxquant.compiled import CompiledModel, lower_compiled
 from fxquant.errors import CompileError, TraceError
@@ -62,7 +62,7 @@ def compile(
     `calibration` is a tensor, a DataLoader, or an iterable of tensors, of tuples of tensors
     (labels behind the inputs are ignored) or of dicts by the names of forward's parameters;
     without it the recipe's own source is read. The first batch also gives the example inputs.
-    `target` is one of `available_targets()`.
+    `target` is one of `available_targets()`, or "auto": the fastest here, measured.
 
     `verbose` prints the diff of every pass that changed something, `diff_passes` of the named
     ones; `dump` is a folder for every finished stage as text, JSON and DOT; `progress` shows bars.
@@ -164,7 +164,7 @@ def plan_and_simulate(c: Compilation) -> Compilation:
     passes, notes = simulation_passes(
         fused,
         plan,
-        find_target(c.request.target).weight_refusal(),
+        candidates(c.request.target)[0].weight_refusal(),
         one_sided=recipe.activations.one_sided,
     )
     invariant = partial(check_simulated_graph, plan=plan)
@@ -240,7 +240,10 @@ def lower(c: Compilation) -> CompiledModel:
         example=c.probe,
         plan=c.plan,
     )
-    replace(c, stages=q.stages).finished(c.request.target)
+    replace(c, stages=q.stages).finished(q.target)
+    if c.request.target == AUTO:
+        ratio, circumstances = compare_with_float(q, c.request.model, c.probe)
+        q.report = replace(q.report, time_over_float=ratio, timed_on=circumstances)
     return q
 
 

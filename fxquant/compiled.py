@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.artifact.file import save_artifact
 from fxquant.artifact.packing import tensor_bytes
-from fxquant.backends import find_target, lower_checked
+from fxquant.backends import lower_fastest
 from fxquant.errors import InputError
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
@@ -167,15 +167,17 @@ def lower_compiled(
 ) -> CompiledModel:
     """The integer graph of `stages`, annotated, lowered to `target` and compared with it.
 
-    The target's graph becomes the last stage, and what the target has to say part of the report.
+    "auto" stands for the fastest. The target's graph becomes the last stage, and what the target
+    has to say part of the report.
     Raises TargetError for a target that is unknown or not available here.
     """
-    lowered = lower_checked(stages["integer"], find_target(target), example)
+    chosen, lowered, why = lower_fastest(stages["integer"], target, example)
+    target = chosen.name
     report = replace(
         report,
         target=target,
         target_passes=lowered.records,
-        target_notes=lowered.notes,
+        target_notes=(*why, *lowered.notes),
         target_check=check_summary(lowered.check),
     )
     return CompiledModel(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from fxquant.errors import InputError
 from fxquant.measure.tables import table
+from fxquant.timing import in_turns
 from fxquant.version import __version__
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -145,33 +145,18 @@ def benchmark(
     _check(candidates, threads, rounds, calls)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ())
     names = list(candidates)
-    milliseconds: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode(), _threads(threads):
         machine = Machine.here()
         for name in names:
             for _ in range(warmup):
                 candidates[name](*arguments)
         turns = range(rounds)
-        for turn in tqdm(
-            turns, "benchmark", delay=2, disable=None if progress else True, leave=False
-        ):
-            start = turn % len(names)
-            for name in names[start:] + names[:start]:
-                milliseconds[name] += _turn(candidates[name], arguments, calls)
+        bar = tqdm(turns, "benchmark", delay=2, disable=None if progress else True, leave=False)
+        milliseconds = in_turns(candidates, arguments, bar, calls)
     first = statistics.median(milliseconds[names[0]])
     return Benchmark(
         tuple(_timing(name, milliseconds[name], first) for name in names), machine, rounds
     )
-
-
-def _turn(function: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> list[float]:
-    function(*arguments)
-    measured = []
-    for _ in range(calls):
-        start = time.perf_counter_ns()
-        function(*arguments)
-        measured.append((time.perf_counter_ns() - start) / 1e6)
-    return measured
 
 
 def _timing(name: str, milliseconds: list[float], first: float) -> Timing:

@@ -51,6 +51,8 @@ class Report:
     target_check: Mapping[str, Any] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
     target_passes: tuple[PassRecord, ...] = ()
+    time_over_float: float | None = None
+    timed_on: str = ""
 
     @property
     def macs(self) -> int:
@@ -80,6 +82,8 @@ class Report:
             "float_size_bytes": self.float_size_bytes,
             "size_bytes": self.size_bytes,
             "target_check": dict(self.target_check),
+            "time_over_float": self.time_over_float,
+            "timed_on": self.timed_on,
             "passes": [
                 {
                     "name": record.name,
@@ -109,6 +113,8 @@ class Report:
             float_size_bytes=data["float_size_bytes"],
             size_bytes=data["size_bytes"],
             target_check=data["target_check"],
+            time_over_float=data.get("time_over_float"),
+            timed_on=data.get("timed_on", ""),
         )
 
     def __str__(self) -> str:
@@ -120,11 +126,22 @@ class Report:
 
     def _head(self) -> str:
         ratio = self.float_size_bytes / max(1, self.size_bytes)
-        return (
+        return self._speed() + (
             f"{self.model}, recipe {self.recipe}, target {self.target}\n"
             f"int8: {self.int8_share:.2%} of {self.macs / 1e6:.1f} million multiply-accumulates"
             f"   size: {self.float_size_bytes / 1e6:.2f} MB -> {self.size_bytes / 1e6:.2f} MB"
             f" ({ratio:.1f} x smaller)"
+        )
+
+    def _speed(self) -> str:
+        """First of all where it is bad news: slower than what the user had."""
+        if self.time_over_float is None:
+            return ""
+        if self.time_over_float <= 1:
+            return f"{1 / self.time_over_float:.1f} x faster than float ({self.timed_on})\n"
+        return (
+            f"SLOWER THAN FLOAT here: {self.time_over_float:.1f} x its time ({self.timed_on}); the "
+            "notes at the end name the operations without a fast kernel\n"
         )
 
     def _passes(self) -> str:
