@@ -17,6 +17,7 @@ from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path
 from passes.infra.expansion import Expansion
 from passes.infra.rewrite import Rewriter
 from passes.infra.stored import call_sites, drop_unread, get_tensor, module_of, stored_reads
+from passes.infra.walk import reached
 
 __all__ = ["FoldConstants"]
 
@@ -145,14 +146,8 @@ class _Folder:
 
     def computed_from(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that disappear into `node`, in the order of the graph."""
-        seen: dict[fx.Node, None] = {}
-        pending = [node]
-        while pending:
-            for source in pending.pop().all_input_nodes:
-                if source in self.values and source not in seen:
-                    seen[source] = None
-                    pending.append(source)
-        return list(reversed(seen))
+        behind = reached([node], lambda n: [s for s in n.all_input_nodes if s in self.values])
+        return behind[:0:-1]
 
 
 def _too_large(info: Any, stored: Iterable[fx.Node]) -> str:

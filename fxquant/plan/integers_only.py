@@ -9,6 +9,7 @@ from torch import fx
 
 from fxquant.errors import CompileError
 from passes import tensor_info
+from passes.infra.walk import reached
 
 __all__ = ["between_integers", "refuse_floats"]
 
@@ -17,16 +18,10 @@ _FOLLOWS = re.compile(r"its (consumers are|operand \S+ is) float")
 
 def between_integers(graph: fx.Graph, is_integer: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """The nodes that yield a float tensor, behind one integer operation and before another."""
-    nodes = list(graph.nodes)
-    behind: set[fx.Node] = set()
-    for node in nodes:
-        if is_integer(node) or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-    before: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if is_integer(node) or any(user in before for user in node.users):
-            before.add(node)
-    return [node for node in nodes if node in behind and node in before and _is_float(node)]
+    integers = [node for node in graph.nodes if is_integer(node)]
+    behind = set(reached(integers, lambda node: node.users))
+    between = behind.intersection(reached(integers, lambda node: node.all_input_nodes))
+    return [node for node in graph.nodes if node in between and _is_float(node)]
 
 
 def refuse_floats(stayed: Iterable[str], reasons: Mapping[str, str]) -> None:

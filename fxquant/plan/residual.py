@@ -6,13 +6,13 @@ norm behind them divides by what is left (Li and Gu, I-ViT, ICCV 2023, keep 16 b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxquant.plan.operations import Kind, classify, data_operands, layer_of
+from passes.infra.walk import reached
 
 __all__ = ["ResidualStream"]
 
@@ -77,10 +77,7 @@ class ResidualStream:
         constant: Any = any(source.op == "get_attr" for source in node.all_input_nodes)
         return node.target is torch.mul and bool(constant)
 
-    def _made(self, node: fx.Node) -> Iterator[fx.Node]:
+    def _made(self, node: fx.Node) -> list[fx.Node]:
         """Where the values of `node` come from, behind all movement."""
-        if node not in self._moves:
-            yield node
-            return
-        for source in data_operands(node):
-            yield from self._made(source)
+        behind = reached([node], lambda node: data_operands(node) if node in self._moves else ())
+        return [source for source in behind if source not in self._moves]

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.reconstruct.parallel import Share
-from passes.layers.replace import bare_layer
+from fxquant.simulate.sweep import seeing
+from passes import FusedLayer
+from passes.infra.stored import module_of
 
 __all__ = ["Correction", "Statistics", "batch_norm_statistics", "correct_inputs"]
 
@@ -43,11 +45,11 @@ def batch_norm_statistics(float_graph: fx.GraphModule) -> dict[str, tuple[Tensor
     """
     found = {}
     for node in float_graph.graph.nodes:
-        norm = _module(float_graph, node)
+        norm = module_of(node)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
             continue
         source = node.all_input_nodes[0]
-        layer = _module(float_graph, source)
+        layer = module_of(source)
         if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or len(source.users) > 1:
             continue
         assert norm.running_mean is not None
@@ -78,13 +80,10 @@ def correct_inputs(
     moved = {name: values[name].clone() for name in names}
     adam = torch.optim.Adam(list(moved.values()), lr=correction.learning_rate)
     outputs: dict[str, Tensor] = {}
-    handles = []
-    for path in statistics:
-        module = block.get_submodule(path)
-        handles.append(bare_layer(module).register_forward_hook(_keep(outputs, path)))
+    sees = {_bare_path(block, path): partial(outputs.__setitem__, path) for path in statistics}
     sizes = {name: values[name].square().sum().reshape(1) for name in names}
     share.sum(list(sizes.values()))
-    try:
+    with seeing(block, outputs=sees):
         for _ in range(correction.steps):
             for value in moved.values():
                 value.requires_grad_()
@@ -98,9 +97,6 @@ def correct_inputs(
                 value.requires_grad_(False)
                 value.grad = gradient
             adam.step()
-    finally:
-        for handle in handles:
-            handle.remove()
     return moved
 
 
@@ -140,12 +136,5 @@ def _statistics_loss(
     return loss
 
 
-def _keep(outputs: dict[str, Tensor], path: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs[path] = output
-
-    return hook
-
-
-def _module(root: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _bare_path(block: fx.GraphModule, path: str) -> str:
+    return f"{path}.layer" if isinstance(block.get_submodule(path), FusedLayer) else path

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxquant.plan.operations import layer_of
 from fxquant.reconstruct.caches import Rows
 from fxquant.reconstruct.parallel import Share
-from passes.layers.replace import bare_layer
 
 __all__ = [
     "average_fisher",
@@ -116,12 +116,5 @@ def scaled_fisher(rows: Rows, images: int, share: Share, chunk: int) -> Rows:
 
 
 def _ends_linear(block: fx.GraphModule) -> bool:
-    for node in reversed(block.graph.nodes):
-        if node.op == "call_module":
-            module: nn.Module = block.get_submodule(str(node.target))
-            layer = bare_layer(module)
-            if isinstance(layer, nn.Linear):
-                return True
-            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                return False
-    return False
+    layers = (layer_of(node, block) for node in reversed(block.graph.nodes))
+    return isinstance(next((layer for layer in layers if layer is not None), None), nn.Linear)

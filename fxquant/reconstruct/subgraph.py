@@ -15,6 +15,7 @@ from fxquant.plan.macs import multiply_accumulates
 from fxquant.plan.operations import layer_of
 from passes import FusedLayer, is_depthwise, tensor_info
 from passes.infra.meta import copy_meta
+from passes.infra.walk import reached
 
 __all__ = [
     "Part",
@@ -53,21 +54,16 @@ def cut(root: fx.GraphModule, output: str, boundary: Collection[str]) -> Part:
         CompileError: the value depends on no tensor of `boundary` and no input.
     """
     nodes = {node.name: node for node in root.graph.nodes}
-    inside: set[fx.Node] = set()
-    inputs: set[fx.Node] = set()
-    waiting = [nodes[output]]
-    while waiting:
-        node = waiting.pop()
-        if node in inside or node in inputs:
-            continue
-        known = node.name in boundary and node.name != output
-        if known or node.op == "placeholder":
-            inputs.add(node)
-            continue
-        inside.add(node)
-        if not _is_size(node):
-            waiting.extend(node.all_input_nodes)
-    placeholders = [node for node in root.graph.nodes if node in inputs]
+
+    def is_input(node: fx.Node) -> bool:
+        return node.op == "placeholder" or (node.name in boundary and node.name != output)
+
+    def reads(node: fx.Node) -> list[fx.Node]:
+        return [] if is_input(node) or _is_size(node) else node.all_input_nodes
+
+    needed = set(reached([nodes[output]], reads))
+    placeholders = [node for node in root.graph.nodes if node in needed and is_input(node)]
+    inside = needed - set(placeholders)
     if not placeholders:
         raise CompileError(f"{output} depends on no input: there is nothing to reconstruct")
     graph = fx.Graph()
@@ -179,16 +175,8 @@ def _is_cached(node: fx.Node) -> bool:
 
 
 def _depends_on_input(node: fx.Node) -> bool:
-    seen: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        if current.op == "placeholder":
-            return True
-        if current not in seen:
-            seen.add(current)
-            waiting.extend(current.all_input_nodes)
-    return False
+    behind = reached([node], lambda current: current.all_input_nodes)
+    return any(current.op == "placeholder" for current in behind)
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -19,6 +19,8 @@ from fxquant.plan.operations import Kind, classify
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
 from fxquant.simulate.sweep import See
 from passes import Decline, FusedLayer, InsertQuantDequant, Pass, PassResult, Rewriter
+from passes.infra.stored import module_of
+from passes.infra.walk import reached
 from passes.layers.replace import replace_layer, with_tensors
 
 __all__ = ["CorrectBias", "InputMeans"]
@@ -109,18 +111,16 @@ class CorrectBias(Pass):
 
 def _normalized_layers(simulated: fx.GraphModule) -> dict[str, fx.Node]:
     """The layers whose output goes, behind movement and quantizers, to F.normalize, by path."""
-    found = {}
-    behind: set[fx.Node] = set()
-    for node in reversed(simulated.graph.nodes):
-        if any(user.target is F.normalize or user in behind for user in node.users):
-            called = simulated.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(called, FusedLayer):
-                found[str(node.target)] = node
-            elif isinstance(called, ActivationQuantizer) or (
-                called is None and classify(node, simulated).kind is Kind.MOVE
-            ):
-                behind.add(node)
-    return found
+
+    def reads(node: fx.Node) -> list[fx.Node]:
+        moves = isinstance(module_of(node), ActivationQuantizer) or (
+            node.op != "call_module" and classify(node, simulated).kind is Kind.MOVE
+        )
+        return node.all_input_nodes if moves or node.target is F.normalize else []
+
+    divisions = [node for node in simulated.graph.nodes if node.target is F.normalize]
+    behind = reached(divisions, reads)
+    return {str(node.target): node for node in behind if isinstance(module_of(node), FusedLayer)}
 
 
 def _shift(layer: Any, error: Tensor, mean: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fxquant.errors import CalibrationError
 
-__all__ = ["See", "sweep"]
+__all__ = ["See", "seeing", "sweep"]
 
 See = Callable[[Tensor], None]
 """What is done with each value; it must not change it."""
@@ -38,7 +38,7 @@ def sweep(
     Raises CalibrationError for a batch that does not run through the graph.
     """
     bar = tqdm(data, desc=label, total=batches, delay=2, disable=not progress, unit="batch")
-    with _seeing(graph_module, inputs or {}, outputs or {}), torch.no_grad():
+    with seeing(graph_module, inputs=inputs, outputs=outputs), torch.no_grad():
         for index, batch in enumerate(bar):
             try:
                 graph_module(*batch)
@@ -50,9 +50,14 @@ def sweep(
 
 
 @contextmanager
-def _seeing(
-    graph_module: fx.GraphModule, inputs: Mapping[str, See], outputs: Mapping[str, See]
+def seeing(
+    graph_module: fx.GraphModule,
+    *,
+    inputs: Mapping[str, See] | None = None,
+    outputs: Mapping[str, See] | None = None,
 ) -> Iterator[None]:
+    """While the context lasts, `inputs` and `outputs` see what `sweep` says, with gradients."""
+
     def reads(see: See) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             see(args[0])
@@ -66,8 +71,12 @@ def _seeing(
         return hook
 
     modules = graph_module.get_submodule
-    handles = [modules(path).register_forward_pre_hook(reads(see)) for path, see in inputs.items()]
-    handles += [modules(path).register_forward_hook(yields(see)) for path, see in outputs.items()]
+    handles = [
+        modules(path).register_forward_pre_hook(reads(see)) for path, see in (inputs or {}).items()
+    ]
+    handles += [
+        modules(path).register_forward_hook(yields(see)) for path, see in (outputs or {}).items()
+    ]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from passes.blocks.flow import Flow, data_flow
 from passes.blocks.parts import Part, find_parts, named_parts
 from passes.blocks.paths import common_path, path_depth
 from passes.blocks.rules import GRANULARITIES, RULES, Granularity
+from passes.infra.walk import reached
 
 __all__ = ["Block", "Granularity", "format_tree", "partition_blocks"]
 
@@ -155,18 +156,10 @@ def _quantizers(flow: Flow, parts: Sequence[Part]) -> dict[int, set[fx.Node]]:
 def _complete(flow: Flow, members: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
     """The members with the constants and sizes that they read; and the values that they read."""
     values = set(flow.reads).union(*flow.images.values())
-    inside, inputs = set(members), set()
-    pending = list(members)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source in inside:
-                continue
-            if source in values:
-                inputs.add(source)
-            else:
-                inside.add(source)
-                pending.append(source)
-    return inside, inputs
+    inside = set(
+        reached(members, lambda node: [s for s in node.all_input_nodes if s not in values])
+    )
+    return inside, {source for node in inside for source in node.all_input_nodes} - inside
 
 
 def _names(parts: Sequence[Part]) -> dict[int, str]:

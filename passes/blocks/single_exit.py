@@ -10,6 +10,7 @@ from torch import fx
 
 from passes.blocks.flow import Flow, is_layer
 from passes.infra.stored import module_of
+from passes.infra.walk import reached
 from passes.layers.fused_layer import FusedLayer, add_relu
 
 __all__ = ["SingleExit", "find_regions"]
@@ -62,15 +63,15 @@ def _regions(flow: Flow, allowed: Collection[fx.Node]) -> Iterable[SingleExit]:
         entry = dominator[join]
         if entry is None:
             continue
-        members, pending = {join}, list(sources)
-        while pending:
-            node = pending.pop()
-            if node is not entry and node not in members:
-                members.add(node)
-                pending.extend(flow.reads[node])
+        members = _between(flow, entry, join)
         closed = all(set(flow.readers[node]) <= members for node in members if node is not join)
         if closed and all(node in allowed for node in members):
             yield SingleExit(frozenset(members), join, _rule(join))
+
+
+def _between(flow: Flow, entry: fx.Node, join: fx.Node) -> set[fx.Node]:
+    """What `join` is computed from behind `entry`, itself included."""
+    return set(reached([join], lambda node: [s for s in flow.reads[node] if s is not entry]))
 
 
 def _immediate_dominators(flow: Flow) -> dict[fx.Node, fx.Node | None]:
