@@ -15,6 +15,7 @@ from fxquant.artifact.file import save_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import lower_fastest
 from fxquant.errors import InputError
+from fxquant.export import export_cpp
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
@@ -130,6 +131,29 @@ class CompiledModel(nn.Module):
             recipe=self.recipe,
             report=self.report,
             example=self.example,
+        )
+
+    def export_cpp(
+        self, folder: str | Path, *, name: str = "model", overwrite: bool = False
+    ) -> None:
+        """Write a folder of C++ that stands alone: it builds and runs where there is no torch.
+
+        It holds the network on the kernels of the target native for inputs of the example's
+        shape (with any batch, where samples are independent), its weights, a C interface, a self
+        test with the outputs of `reference` for seeded noise, and a Python module that needs
+        numpy alone. `name` is that of the library and the prefix of its functions.
+
+        The folder is written under another name and then renamed. Raises InputError where it has
+        something in it, unless that is an exported network and `overwrite` says so, and
+        TargetError where native has no kernel for an operation or is not available here.
+        """
+        export_cpp(
+            Path(folder),
+            integer=self.stages["integer"],
+            lowered=self.to_target("native").stages["native"],
+            example=self.example,
+            name=name,
+            overwrite=overwrite,
         )
 
     def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:

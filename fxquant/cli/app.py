@@ -37,6 +37,11 @@ COMMANDS: dict[str, Command] = {
         measuring.run_evaluate,
     ),
     "inspect": ("what is in a saved file", compiling.add_inspect, compiling.run_inspect),
+    "export": (
+        "a saved file as C++ that stands alone",
+        compiling.add_export,
+        compiling.run_export,
+    ),
     "compare": (
         "error of each layer against float",
         compiling.add_compare,

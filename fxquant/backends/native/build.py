@@ -12,13 +12,13 @@ from pathlib import Path
 from fxquant.backends.native.params import KERNELS_FOLDER
 from fxquant.errors import TargetError
 
-__all__ = ["build", "cache_folder", "compiler", "stored", "why_unavailable"]
+__all__ = ["CODE_FLAGS", "build", "cache_folder", "compiler", "stored", "why_unavailable"]
 
+# What the kernels' bits depend on, and their speed.
+CODE_FLAGS = ("-O2", "-ffp-contract=off", "-fno-math-errno")
 FLAGS = (
-    "-O2",
+    *CODE_FLAGS,
     "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
     "-shared",
     "-fPIC",
     "-fvisibility=hidden",

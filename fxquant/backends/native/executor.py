@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxquant.backends.native.arena import Arena
 from fxquant.backends.native.build import build, stored
 from fxquant.backends.native.library import Program
 from fxquant.backends.native.lowerings import LOWERINGS
@@ -19,7 +20,7 @@ from fxquant.backends.native.program import to_bytes
 from fxquant.backends.native.schedule import place_buffers, set_barriers
 from fxquant.backends.native.unit import unit_text
 
-__all__ = ["Segment", "compile_segment", "propagate"]
+__all__ = ["PlannedProgram", "Segment", "compile_segment", "plan_program", "propagate"]
 
 _PLANNED_BATCH = 2
 
@@ -86,16 +87,32 @@ class Segment:
         return tuple(outputs)
 
 
-def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Segment:
-    """Plan, build and load a graph whose output is a tuple of tensors."""
+@dataclass(frozen=True)
+class PlannedProgram:
+    """A plan with its memory, the C++ unit of its kernels, and the file that the unit runs."""
+
+    plan: Plan
+    arena: Arena
+    unit: str
+    data: bytes
+
+
+def plan_program(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> PlannedProgram:
+    """All of a native program but what the C++ compiler does."""
     plan = make_plan(graph_module, inputs)
     arena = place_buffers(plan)
     set_barriers(plan)
-    data = to_bytes(plan, arena)
-    text = unit_text(step.kernel for step in plan.steps)
-    library = build(text)
-    program = stored(f"{hashlib.sha256(data).hexdigest()[:40]}.bin", data)
-    return Segment(Program(library, program), plan, arena.size, arena.total)
+    unit = unit_text(step.kernel for step in plan.steps)
+    return PlannedProgram(plan, arena, unit, to_bytes(plan, arena))
+
+
+def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Segment:
+    """Plan, build and load a graph whose output is a tuple of tensors."""
+    planned = plan_program(graph_module, inputs)
+    library = build(planned.unit)
+    program = stored(f"{hashlib.sha256(planned.data).hexdigest()[:40]}.bin", planned.data)
+    arena = planned.arena
+    return Segment(Program(library, program), planned.plan, arena.size, arena.total)
 
 
 def make_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Plan:

@@ -126,6 +126,16 @@ def test_saved_file_is_evaluated_and_inspected(capsys: pytest.CaptureFixture[str
     assert any("fxquant.conv" in line for line in inspected["graph"])
 
 
+def test_saved_file_is_exported(native: None, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json(capsys, *COMPILE, "--target", "reference", "--save", "m.fxq")
+    written = run_json(capsys, "export", "m.fxq", "--cpp", "folder", "--name", "net")
+    assert written["bytes"] == sum(path.stat().st_size for path in Path("folder").rglob("*"))
+    assert "net_context* net_create(" in Path("folder/model.h").read_text()
+    assert main(("export", "m.fxq", "--cpp", "folder")) == 2
+    assert "folder is not empty" in capsys.readouterr().err
+    assert main(("export", "m.fxq", "--cpp", "folder", "--overwrite", "--quiet")) == 0
+
+
 def test_evaluate_needs_no_reference(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(capsys, "evaluate", MODEL, "images", "--images", "4", *PIXELS)
     assert data["images"] == 4
