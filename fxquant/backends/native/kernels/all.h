@@ -7,8 +7,6 @@
 
 #if defined(__x86_64__)
 #include "amx.h"
-namespace fxquant {
-namespace avx2 { using namespace portable; }
-namespace avxvnni { using namespace avx2; }
-}  // namespace fxquant
+#include "avx2.h"
+#include "avxvnni.h"
 #endif

@@ -1,0 +1,18 @@
+// Kernels for AVX-VNNI: Alder Lake, Sierra Forest and later.
+#pragma once
+#include "portable.h"
+#include "target.h"
+
+namespace fxquant {
+namespace avxvnni {
+using namespace portable;
+}
+}  // namespace fxquant
+
+#define FXQUANT_WIDE avxvnni
+#define FXQUANT_FEATURES "avx2,avxvnni"
+#define FXQUANT_DOT 1
+#include "avx256.h"
+#undef FXQUANT_WIDE
+#undef FXQUANT_FEATURES
+#undef FXQUANT_DOT
