@@ -1,4 +1,4 @@
-"""CPUs without VNNI add pairs of u8 × s8 products in 16 bits, which saturate.
+"""Without VNNI, kernels add pairs of u8 × s8 products in 16 bits, which saturate.
 
 `vpmaddubsw` adds the products of two neighbouring values of the reduction into an int16. A layer
 is safe there when 255 · |w₁ + w₂| stays within int16 for every such pair of its weights, taken
@@ -7,22 +7,43 @@ apart by sign. Where it does not, the layer's weights lose one bit: 255 · 2 · 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from fxquant.backends.x86.kernels import as_quantized, pack_conv, pack_linear, quantized_weight
 from fxquant.simulate.weight_fit import WeightRefusal
 
-__all__ = ["cpu_has_vnni", "pair_sums_fit", "weight_refusal"]
+__all__ = ["kernels_saturate", "pair_sums_fit", "weight_refusal"]
 
 _INT16 = 32767
 
 
-def cpu_has_vnni() -> bool:
-    """Whether this CPU multiplies u8 × s8 into int32 without saturation."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(
-        torch.cpu, "_is_avx512_vnni_supported", None
+@cache
+def kernels_saturate() -> bool:
+    """Whether torch's kernels lose what pairs of u8 × s8 products sum to beyond int16.
+
+    The kernels are asked, not the CPU: they may be held below what it has (ONEDNN_MAX_CPU_ISA).
+    """
+    x = as_quantized(torch.full((1, 2, 1, 1), 255, dtype=torch.uint8), 1.0, 0)
+    ones = torch.ones(1)
+    weight = torch.full((16, 2, 1, 1), 127, dtype=torch.int8)
+    conv = pack_conv(
+        quantized_weight(weight, ones, None),
+        None,
+        [[1, 1], [0, 0], [1, 1]],
+        1,
+        engine_name="onednn",
     )
-    return bool(supported()) if supported is not None else False
+    linear = pack_linear(quantized_weight(weight.flatten(1), ones, None), None)
+    # The sum, 2 · 255 · 127, is the largest code of this grid.
+    scale = 2.0 * 127
+    found = (
+        torch.ops.quantized.conv2d(x, conv, scale, 0),
+        torch.ops.quantized.linear(x.flatten(1), linear, scale, 0),
+    )
+    return any(bool((y.int_repr() != 255).any()) for y in found)
 
 
 def pair_sums_fit(weight: Tensor) -> bool:
@@ -43,11 +64,11 @@ def pair_sums_fit(weight: Tensor) -> bool:
 
 
 def weight_refusal() -> WeightRefusal | None:
-    """Which weights this CPU cannot compute with exactly; None where it can with all."""
-    return None if cpu_has_vnni() else _refuse
+    """Which weights the kernels cannot compute with exactly; None where they can with all."""
+    return _refuse if kernels_saturate() else None
 
 
 def _refuse(codes: Tensor) -> str:
     if codes.dim() < 2 or pair_sums_fit(codes):
         return ""
-    return "this CPU has no VNNI and pairs of its products could saturate"
+    return "without VNNI pairs of products could saturate in torch's kernels"

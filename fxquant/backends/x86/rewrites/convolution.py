@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.backends.x86.saturation import cpu_has_vnni, pair_sums_fit
+from fxquant.backends.x86.saturation import kernels_saturate, pair_sums_fit
 from fxquant.integer.bounds import largest_bias
 from fxquant.kernels.calls import operator_arguments
 from fxquant.meta import NODE_KEYS
@@ -104,8 +104,8 @@ class Convolution:
             limit = largest_bias(self.weight, self.weight_zero_point, grid.dtype, self.x_zero_point)
             if bool((self.bias.abs() > limit).any()):
                 return "an accumulator could leave int32"
-        if not cpu_has_vnni() and not pair_sums_fit(self.weight):
-            return "this CPU has no VNNI, and neighbouring channels could saturate"
+        if kernels_saturate() and not pair_sums_fit(self.weight):
+            return "without VNNI, neighbouring channels could saturate"
         return None
 
     def write(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +16,7 @@ from tests.fxquant.small_networks import compiled, conv_net
 
 @pytest.fixture
 def _no_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxquant.backends.x86.saturation.cpu_has_vnni", lambda: False)
+    monkeypatch.setattr("fxquant.backends.x86.saturation.kernels_saturate", lambda: True)
 
 
 def largest(q: object, path: str = "0") -> int:
@@ -76,7 +80,17 @@ def test_depthwise_layers_keep_their_bits() -> None:
 
 
 def test_with_vnni_nothing_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxquant.backends.x86.saturation.cpu_has_vnni", lambda: True)
+    monkeypatch.setattr("fxquant.backends.x86.saturation.kernels_saturate", lambda: False)
     model = conv_net()
     model[0].weight.data.fill_(0.1)
     assert largest(compiled(model)) == 127
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_kernels_held_below_vnni_are_found_out(isa: str) -> None:
+    code = "from fxquant.backends.x86.saturation import kernels_saturate as f; print(f())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
