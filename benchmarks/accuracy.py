@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 import fxquant
 from benchmarks import real, results
+from benchmarks.names import one_of
 from fxquant.measure.evaluate import evaluate
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", type=one_of(real.NETWORKS))
     parser.add_argument("--recipe", default="w8a8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=250)

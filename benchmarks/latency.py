@@ -20,6 +20,7 @@ from torch import nn
 
 import fxquant
 from benchmarks import results
+from benchmarks.names import TORCHVISION, one_of
 
 DEFAULT = ("resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x1_0")
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", type=one_of(TORCHVISION))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--write", action="store_true")

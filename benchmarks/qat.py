@@ -24,6 +24,7 @@ from torch import Tensor
 
 import fxquant
 from benchmarks import real, results
+from benchmarks.names import one_of
 from fxquant.measure.evaluate import evaluate
 from fxquant.qat.finetune import finetune
 
@@ -111,7 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", nargs="?", default="cifar_resnet20", metavar="NAME")
+    parser.add_argument(
+        "name", nargs="?", default="cifar_resnet20", metavar="NAME", type=one_of(real.NETWORKS)
+    )
     parser.add_argument("--recipe", default="w4a4_head_stem8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=250, help="images for the calibration")

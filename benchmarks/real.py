@@ -13,8 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
+from benchmarks.names import one_of
 from fxquant.data import ImageBatches, data_root, open_batches
-from fxquant.errors import DataError, nearest
+from fxquant.errors import DataError
 from fxquant.frontend.models import load_model
 from fxquant.measure.evaluate import evaluate
 
@@ -126,12 +127,10 @@ NETWORKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETWORKS))
-    names = parser.parse_args().names
-    for name in names:
-        if name not in NETWORKS:
-            parser.error(f"there is no network {name}{nearest(name, NETWORKS)}")
-    for name in names or NETWORKS:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", type=one_of(NETWORKS), help=", ".join(NETWORKS)
+    )
+    for name in parser.parse_args().names or NETWORKS:
         network = NETWORKS[name]
         batches = network.validation_batches()
         reached = evaluate(network.load(), batches, classes=network.classes, progress=True).top1

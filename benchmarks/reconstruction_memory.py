@@ -22,6 +22,7 @@ from tabulate import tabulate
 import fxquant
 from benchmarks import results
 from benchmarks.calibration import Images
+from benchmarks.names import TORCHVISION, one_of
 
 
 def peak_gib(name: str, recipe: fxquant.Recipe, images: int) -> float:
@@ -36,7 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        type=one_of(TORCHVISION),
+        default=["resnet18", "mobilenet_v2"],
+    )
     parser.add_argument("--recipe", default="w4a8_brecq")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--iterations", type=int, default=5)

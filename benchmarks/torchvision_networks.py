@@ -31,8 +31,8 @@ from torch import nn
 
 import fxquant
 from benchmarks import results
+from benchmarks.names import TORCHVISION, one_of
 
-NAMES = torchvision.models.list_models(module=torchvision.models)
 TRANSFORMERS = ("vit", "swin", "convnext", "maxvit")
 CALIBRATION, EVALUATION = 4, 4
 MEMORY_GB = 10
@@ -139,8 +139,8 @@ def chosen(names: Sequence[str], families: Sequence[str], transformers: bool) ->
     """The networks that are named, and those whose names start with a family's."""
     families = [*families, *(TRANSFORMERS if transformers else ())]
     if not names and not families:
-        return list(NAMES)
-    found = [name for name in NAMES if families and name.startswith(tuple(families))]
+        return list(TORCHVISION)
+    found = [name for name in TORCHVISION if families and name.startswith(tuple(families))]
     return [*names, *(name for name in found if name not in names)]
 
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", type=one_of(TORCHVISION))
     parser.add_argument("--family", nargs="+", default=[], metavar="PREFIX", help="e.g. swin")
     parser.add_argument("--transformers", action="store_true", help=", ".join(TRANSFORMERS))
     parser.add_argument("--recipe", help="for all; default as above")

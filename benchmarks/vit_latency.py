@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import fxquant
 from benchmarks import results
+from benchmarks.names import TORCHVISION, one_of
 from benchmarks.networks import vit_tiny
 
 DEFAULT = ("vit_b_16",)
@@ -87,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", type=one_of((*TORCHVISION, "vit_tiny")))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--recipe", default="vit_w8a8")

@@ -26,7 +26,7 @@ from fxquant.even_out import measured_rewrites
 from fxquant.plan.coverage import CoverageRow
 from fxquant.plan.plan import Plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
-from fxquant.recipe import Recipe
+from fxquant.recipe import Recipe, learned_methods
 from fxquant.report.dump import dump_stage
 from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.correct_bias import CorrectBias
@@ -34,7 +34,14 @@ from fxquant.simulate.simulation_passes import SIMULATION_PASSES
 from passes import Pass, PassError, PassRecord, Pipeline, UnsupportedGraphError
 from passes.infra.reproducer import write_reproducer
 
-__all__ = ["Compilation", "Request", "begin", "reproducible"]
+__all__ = [
+    "Compilation",
+    "Request",
+    "begin",
+    "check_device",
+    "check_request",
+    "reproducible",
+]
 
 Invariant = Callable[[fx.GraphModule], None]
 
@@ -58,7 +65,6 @@ class Request:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        candidates(self.target)
         if not isinstance(self.model, nn.Module):
             raise ModelError(f"a model is an nn.Module, found a {type(self.model).__name__}")
         if not isinstance(self.recipe, Recipe):
@@ -66,19 +72,14 @@ class Request:
                 f"a recipe is a Recipe or the name of one, found a {type(self.recipe).__name__}: "
                 "Recipe.from_dict and Recipe.from_toml make one"
             )
-        _check_device(self.device)
-        if (self.resume or self.checkpoint is not None) and not self.recipe.reconstruction.learned:
-            raise RecipeError(
-                f"checkpoint and resume are for learned roundings, and recipe {self.recipe.name} "
-                "learns none: choose one that ends in _adaround, _brecq, _qdrop or _pdquant"
-            )
-        known = _pass_names(self.recipe, self.target)
-        for name in self.diff_passes:
-            if name not in known:
-                raise InputError(
-                    f"no pass {name!r} runs for recipe {self.recipe.name} and target "
-                    f"{self.target}: {', '.join(known)}{nearest(name, known)}"
-                )
+        check_request(
+            self.recipe,
+            self.target,
+            diff_passes=self.diff_passes,
+            device=self.device,
+            checkpoint=self.checkpoint,
+            resume=self.resume,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,51 @@ class Compilation:
         return self
 
 
+def check_request(
+    recipe: Recipe,
+    target: str,
+    *,
+    diff_passes: Sequence[str] = (),
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> None:
+    """What can be said of the arguments of `fxquant.compile` before there is a model.
+
+    Raises TargetError, RecipeError or InputError for the argument that is wrong.
+    """
+    candidates(target)
+    check_device(device)
+    if (resume or checkpoint is not None) and not recipe.reconstruction.learned:
+        raise RecipeError(
+            f"recipe {recipe.name} learns nothing that checkpoint and resume could hold: "
+            f"{', '.join(learned_methods())} at the end of its name do"
+        )
+    if resume and checkpoint is None:
+        raise InputError("resume goes on from a file: name it by checkpoint")
+    known = _pass_names(recipe, target)
+    for name in diff_passes:
+        if name not in known:
+            raise InputError(
+                f"no pass {name!r} runs for recipe {recipe.name} and target {target}: "
+                f"{', '.join(known)}{nearest(name, known)}"
+            )
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for what is no device's name, and for one that is not here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device}: give cpu, cuda or cuda:N") from error
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"device {device}: give cpu, cuda or cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {device}: torch sees {torch.cuda.device_count()} CUDA devices here"
+        )
+
+
 def begin(request: Request, calibration: Any) -> Compilation:
     """Open the data; raises CalibrationError and DataError."""
     recipe = request.recipe
@@ -193,18 +239,6 @@ def reproducible(request: Request) -> Iterator[None]:
                 f"the reproducer of: {error}"
             ) from error
         raise CompileError(f"{error}; how to run it again is in {parent / name}") from cause
-
-
-def _check_device(device: str) -> None:
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f'device={device!r} is no device: give "cpu" or "cuda:N"') from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; "
-            'give "cpu"'
-        )
 
 
 def _pass_names(recipe: Recipe, target: str) -> list[str]:

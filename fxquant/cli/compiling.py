@@ -12,12 +12,12 @@ import fxquant
 from fxquant.cli import options
 from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
-from fxquant.cli.processes import check_device, joined
+from fxquant.cli.processes import joined
+from fxquant.compilation import check_request
 from fxquant.data import ImageBatches
 from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
 from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.metrics import logits_of
-from fxquant.recipe import learned_methods
 from passes.infra.listing import to_text
 
 
@@ -65,8 +65,18 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
     if arguments.save is not None:
         options.check_destination("--save", arguments.save)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
-    _check_checkpoint(arguments, recipe)
-    with joined(check_device(arguments.device)) as first:
+    if arguments.checkpoint is not None:
+        options.check_destination("--checkpoint", arguments.checkpoint)
+    # Here too, because what comes before the compile takes a while.
+    check_request(
+        recipe,
+        arguments.target,
+        diff_passes=arguments.diff_pass,
+        device=arguments.device,
+        checkpoint=arguments.checkpoint,
+        resume=arguments.resume,
+    )
+    with joined(arguments.device) as first:
         return _compile(arguments, recipe, first)
 
 
@@ -241,19 +251,6 @@ def run_inspect(arguments: argparse.Namespace) -> Outcome:
         texts.append(graph)
         data["graph"] = graph.splitlines()
     return Outcome("\n\n".join(texts), data)
-
-
-def _check_checkpoint(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> None:
-    if arguments.resume and arguments.checkpoint is None:
-        raise InputError("--resume goes on from a file; add --checkpoint FILE")
-    if arguments.checkpoint is None:
-        return
-    if not recipe.reconstruction.learned:
-        raise InputError(
-            f"--checkpoint: recipe {recipe.name} learns nothing that could be resumed; "
-            f"{', '.join(learned_methods())} at the end of its name do"
-        )
-    options.check_destination("--checkpoint", arguments.checkpoint)
 
 
 def _float_logits(model: nn.Module, batches: ImageBatches, progress: bool) -> list[Tensor]:

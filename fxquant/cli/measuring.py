@@ -10,8 +10,8 @@ import fxquant
 from fxquant.cli import options
 from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
-from fxquant.cli.processes import check_device
 from fxquant.cli.quickstart.run import quickstart
+from fxquant.compilation import check_device
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
@@ -167,6 +167,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def run_sweep(arguments: argparse.Namespace) -> Outcome:
     """Compile and measure one model with every setting of a study."""
+    check_device(arguments.device)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
     learned = (
@@ -187,7 +188,7 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
         limit=arguments.limit,
         training=training,
         epochs=arguments.epochs,
-        device=check_device(arguments.device),
+        device=arguments.device,
         progress=options.shows_progress(arguments),
     )
     return Outcome(str(result), {"model": arguments.model} | result.to_json())

@@ -9,28 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from fxquant.errors import InputError
-
-__all__ = ["check_device", "joined"]
-
-
-def check_device(device: str) -> str:
-    """`device`, if torch has it.
-
-    Raises:
-        InputError: it is no device's name, or there is none of this name.
-    """
-    try:
-        named = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device}: give cpu, cuda or cuda:N") from error
-    if named.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}: give cpu, cuda or cuda:N")
-    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here"
-        )
-    return device
+__all__ = ["joined"]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxquant.compilation import check_device
 from fxquant.compiled import CompiledModel
 from fxquant.errors import DataError, ModelError, RecipeError, TrainingError
 from fxquant.frontend.prepare import drops_or_learns
@@ -77,6 +78,7 @@ def finetune(
         ModelError: `q` was loaded from a file, or its output does not suit the teacher.
         DataError: batches without labels, of the wrong length, or none at all.
         RecipeError: a number makes no sense.
+        InputError: there is no such device.
         TrainingError: the loss became NaN or infinite; its `best` is the best state before that.
     """
     if "simulated" not in q.stages:
@@ -85,6 +87,7 @@ def finetune(
             "finetune what compile returns, and save that"
         )
     _check_numbers(epochs, learning_rate, distillation)
+    check_device(device)
     if loss is None and teacher is None:
         raise RecipeError("there is nothing to learn from: give a loss, a teacher or both")
     if iter(train_loader) is train_loader and epochs > 1:

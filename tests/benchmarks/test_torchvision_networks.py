@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.torchvision_networks import NAMES, chosen, coverage_table, recipe_of
+from benchmarks.names import TORCHVISION
+from benchmarks.torchvision_networks import chosen, coverage_table, recipe_of
 
 
 def test_families_choose_networks_by_their_names() -> None:
-    assert chosen([], [], False) == NAMES
+    assert chosen([], [], False) == TORCHVISION
     assert set(chosen([], ["swin"], False)) == {
         f"swin_{version}{size}" for version in ("", "v2_") for size in "tsb"
     }

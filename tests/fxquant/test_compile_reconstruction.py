@@ -191,12 +191,12 @@ def test_an_unknown_ending_is_told_from_the_known_ones(name: str, message: str) 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there_is_refused_before_the_work(device: str) -> None:
-    with pytest.raises(fxquant.InputError, match=f"device='{device}'"):
+    with pytest.raises(fxquant.InputError, match=f"device {device}: "):
         fxquant.compile(nn.Linear(3, 3), "w8a8", calibration=torch.zeros(0), device=device)
 
 
 def test_a_checkpoint_without_a_learned_rounding_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="recipe w8a8 learns none"):
+    with pytest.raises(RecipeError, match="recipe w8a8 learns nothing"):
         fxquant.compile(
             Residual(), "w8a8", calibration=images(), checkpoint=tmp_path / "x.pt", resume=True
         )

@@ -325,7 +325,8 @@ def test_a_failed_check_exits_with_1(
         ),
         ((*COMPILE, "--recipe", "w4a8_adarond"), "did you mean 'w4a8_adaround'"),
         ((*COMPILE, "--set", "reconstruction.iteration=4"), "reconstruction.iterations"),
-        ((*COMPILE, "--resume"), "add --checkpoint FILE"),
+        ((*COMPILE, "--resume"), "w8a8 learns nothing"),
+        ((*COMPILE, "--recipe", "w4a8_adaround", "--resume"), "name it by checkpoint"),
         ((*COMPILE, "--checkpoint", "c"), "w8a8 learns nothing"),
         ((*COMPILE, "--device", "cuda:99"), "CUDA devices"),
         ((*COMPILE, "--device", "gpu"), "give cpu, cuda or cuda:N"),
@@ -353,6 +354,22 @@ def test_wrong_use_is_one_line_and_exits_with_2(
     assert line.startswith("fxquant: error: ")
     assert message in line
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--diff-pass", "fold_batchnorm"), "did you mean 'fold_batch_norm'"),
+        (("--diff-pass", "pad_channels", "--target", "reference"), "no pass 'pad_channels' runs"),
+        (("--device", "gpu"), "give cpu, cuda or cuda:N"),
+        (("--checkpoint", "c"), "w8a8 learns nothing"),
+    ],
+)
+def test_wrong_use_shows_before_the_model_is_made(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert main(["compile", "nowhere:Net", *CALIBRATION, *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_image_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.errors import DataError, ModelError, RecipeError
+from fxquant.errors import DataError, InputError, ModelError, RecipeError
 from fxquant.measure.evaluate import evaluate
 from fxquant.qat.finetune import TrainingError, finetune
 from fxquant.qat.trained_graph import to_simulated, to_trainable
@@ -296,6 +296,7 @@ def test_batches_without_labels_are_refused(data: Any) -> None:
     [
         ({"epochs": 0}, RecipeError, "epochs must be a positive integer"),
         ({"learning_rate": math.nan}, RecipeError, "learning_rate must be"),
+        ({"device": "gpu"}, InputError, "give cpu, cuda or cuda:N"),
         ({"loss": None, "teacher": None}, RecipeError, "nothing to learn from"),
         ({"teacher": nn.BatchNorm2d(3)}, ModelError, "teacher is in training mode"),
         ({"teacher": "resnet"}, RecipeError, "unknown teacher 'resnet'"),
