@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxquant.backends.native.planner import Planner, UnsupportedError
-from fxquant.backends.native.values import Loops, Value
+from fxquant.backends.native.values import Buffer, Loops, Value
 from fxquant.integer.rounding import float32_scalar
 from fxquant.kernels.calls import operator_arguments
 from passes import softmax_numerators
@@ -137,7 +137,7 @@ def _rows(
         axis = len(shape) - 1
         if any(v.strides[axis] != 1 and shape[axis] > 1 for v in operands.values()):
             raise UnsupportedError(node, "its operands lie in different orders")
-    codes, needs_floats = _codes(planner, node, axis)
+    codes, needs_floats = _codes(planner, node, first, axis)
     y: Value | None = None
     if needs_floats or codes is None:
         y = _like(planner, node, first, axis)
@@ -195,31 +195,38 @@ def _like(planner: Planner, node: fx.Node, first: Value, axis: int) -> Value:
     return planner.ordered(y.tensor, first)
 
 
-def _codes(planner: Planner, node: fx.Node, axis: int) -> tuple[Value | None, bool]:
+def _codes(planner: Planner, node: fx.Node, first: Value, axis: int) -> tuple[Value | None, bool]:
     """Where the quantizer behind a node writes, and whether others read the floats."""
     for user in node.users:
         if user.target is OPS.quantize.default:
-            found = _quantizer(planner, node, user, None, axis)
+            found = _quantizer(planner, node, user, None, first, axis)
             if found is not None:
                 return found, len(node.users) > 1
         if user.target is torch.permute:
             for reader in user.users:
                 if reader.target is OPS.quantize.default:
                     order: Any = _argument(user, 1, "dims")
-                    found = _quantizer(planner, node, reader, list(order), axis)
+                    found = _quantizer(planner, node, reader, list(order), first, axis)
                     if found is not None:
                         return found, len(node.users) > 1 or len(user.users) > 1
     return None, True
 
 
 def _quantizer(
-    planner: Planner, node: fx.Node, quantize: fx.Node, order: Sequence[int] | None, axis: int
+    planner: Planner,
+    node: fx.Node,
+    quantize: fx.Node,
+    order: Sequence[int] | None,
+    first: Value,
+    axis: int,
 ) -> Value | None:
     arguments = operator_arguments(quantize)
     if arguments["dtype"] != torch.uint8:
         return None
+    moved = first.tensor if order is None else first.tensor.permute(list(order))
     with planner.standing_for(quantize):
-        value = planner.allocate(None)
+        # Not `first` itself: what the caller owns says nothing about the order.
+        value = planner.allocate(Value(moved, Buffer("arena", 0, image=first.buffer.image)))
     tensor = value.tensor
     if order is not None:
         back = sorted(range(len(order)), key=lambda d: order[d])

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends.native.packing import pack_conv, pack_depthwise, pack_lanes, pad_outputs
+from fxquant.backends.native.patterns import gelu_behind
 from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import Pointer, type_number
 from fxquant.backends.native.values import Border, Loops, Value
 from fxquant.integer.bounds import products_bound, shifted_weight, weight_reach
-from fxquant.integer.rounding import channel_factors, rescale_factor
+from fxquant.integer.rounding import channel_factors, float32_scalar, rescale_factor
 from fxquant.kernels.calls import operator_arguments
 
 __all__ = ["lower_layer"]
 
 OPS: Any = torch.ops.fxquant
-_CODES, _FLOATS, _SUMS = 0, 2, 1
+_CODES, _FLOATS, _SUMS, _GELU = 0, 2, 1, 3
 _PLAIN_FINISH = {_CODES: 0, _FLOATS: 1, _SUMS: 2}
 _LARGEST_REAL = 2.0**30
 _INT32 = 2.0**31 - 1
@@ -157,7 +158,12 @@ def _linear(planner: Planner, layer: Layer, x: Value) -> Value | None:
         dense = planner.dense(x.tensor)
         planner.copy(x, dense)
         x = dense
-    y = planner.allocate()
+    behind = gelu_behind(planner.current) if layer.kind == _FLOATS else None
+    if behind is None:
+        y = planner.allocate()
+    else:
+        with planner.standing_for(behind[1]):
+            y = planner.allocate(planner.dense(planner.shapes[behind[1]]))
     residual = _residual(planner, layer)
     if y.strides[-1] != 1 and y.shape[-1] > 1:
         return None
@@ -176,7 +182,7 @@ def _linear(planner: Planner, layer: Layer, x: Value) -> Value | None:
     sizes, strides = padded.sizes, padded.strides
     size = y.dtype.itemsize
     fields = {
-        **_output_fields(planner, layer),
+        **(_output_fields(planner, layer) if behind is None else _gelu_fields(behind[1])),
         "x": planner.at(x),
         "segment_offset": planner.numbers([0] * len(halves), torch.int32),
         "weight": planner.data(weights),
@@ -192,8 +198,11 @@ def _linear(planner: Planner, layer: Layer, x: Value) -> Value | None:
         "outputs": outputs,
         "segments": len(halves),
         "segment_quads": quads,
-        "kind": layer.kind,
+        "kind": layer.kind if behind is None else _GELU,
     }
+    if planner.batched and _is_one_row(padded):
+        # Tokens of all samples side by side: tiles need not end with a sample.
+        fields |= {"batch": 1, "height": 1, "width": planner.count(math.prod(sizes))}
     fields["x_column"] = fields.pop("x_pixel")
     reads = [x]
     if residual is not None:
@@ -203,7 +212,32 @@ def _linear(planner: Planner, layer: Layer, x: Value) -> Value | None:
     fields["by_panels"] = int(rows < 16 and outputs > 64)
     work = rows * outputs * inputs / 200 + rows * outputs / 10
     planner.emit("conv", fields, reads, (y,), work * (planner.batch or 1))
+    if behind is not None:
+        planner.absorbed[behind[0]] = planner.current
+        planner.ready[behind[1]] = y
     return y
+
+
+def _gelu_fields(quantize: fx.Node) -> dict[str, Any]:
+    arguments = operator_arguments(quantize)
+    return {
+        "inverse": float(float32_scalar(1.0) / float32_scalar(arguments["scale"])),
+        "zero_point": arguments["zero_point"],
+        "lo": arguments["qmin"],
+        "hi": arguments["qmax"],
+    }
+
+
+def _is_one_row(loops: Loops) -> bool:
+    """Whether the rows of all samples lie at equal distances in every tensor."""
+    batch, height, width = loops.sizes
+    return (
+        all(
+            (height == 1 or row[1] == width * row[2]) and row[0] == height * width * row[2]
+            for row in loops.strides
+        )
+        and batch > 1
+    )
 
 
 def _image_fields(name: str, strides: list[int]) -> dict[str, int]:
@@ -277,7 +311,7 @@ def _convolution(planner: Planner, layer: Layer, x: Value) -> Value | None:
         and len(halves) == 1
         and dilation == [1, 1]
         and max(kernel) <= 7
-        and layer.kind == _CODES
+        and layer.kind != _SUMS
     )
     per_sample = math.prod(y.shape) / y.shape[0] * (y.shape[0] / (planner.batch or 1))
     if is_depthwise:
@@ -292,6 +326,7 @@ def _convolution(planner: Planner, layer: Layer, x: Value) -> Value | None:
             "kernel_width": kernel[1],
             "stride_height": stride[0],
             "stride_width": stride[1],
+            "kind": layer.kind,
         }
         work = per_sample * math.prod(kernel) / 40 + per_sample / 10
         planner.emit("depthwise_conv", fields, reads, (y,), work * (planner.batch or 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends.native.layouts import Layouts
+from fxquant.backends.native.patterns import Attention, find_attention
 from fxquant.backends.native.steps import Count, Pointer, Step
 from fxquant.backends.native.values import Border, Buffer, Loops, Value
 from fxquant.kernels.calls import operator_arguments
@@ -83,6 +84,9 @@ class Planner:
         # Quantizers that the kernel in front of them has applied, and what they are told.
         self.ready: dict[fx.Node, Value] = {}
         self.quantizers: dict[fx.Node, dict[str, Any]] = {}
+        # Nodes that a kernel behind them computes as well.
+        self.absorbed: dict[fx.Node, fx.Node] = {}
+        self.attention: dict[fx.Node, Attention] = {}
         self.layouts.stands_for.update(self.tables)
 
     @property
@@ -94,6 +98,12 @@ class Planner:
 
     def plan(self) -> Plan:
         """Raises UnsupportedError for a node that no native kernel computes."""
+        for node in self.source.graph.nodes:
+            if node.target is OPS.weighted_mean.default:
+                found = find_attention(node, self.shapes)
+                if found is not None:
+                    self.attention[node] = found
+                    self.absorbed |= dict.fromkeys(found.inside, node)
         inputs: list[Port] = []
         outputs: list[Port] = []
         for node in self.source.graph.nodes:
@@ -114,6 +124,8 @@ class Planner:
                     outputs.append(self._output(index, self.values[source]))
             elif not isinstance(self.shapes[node], Tensor) and not self._reads_tensors(node):
                 self.values[node] = self.shapes[node]
+            elif node in self.absorbed:
+                self.values[node] = None
             elif self._is_constant(node):
                 self.values[node] = self._computed(node)
             else:
@@ -133,7 +145,7 @@ class Planner:
     def _is_constant(self, node: fx.Node) -> bool:
         """Whether a node computes with constants alone."""
         values = [self.values[source] for source in node.all_input_nodes]
-        tensors = [value for value in values if not isinstance(value, (int, float, tuple, list))]
+        tensors = [v for v in values if not isinstance(v, (int, float, tuple, list))]
         return bool(tensors) and all(isinstance(value, Tensor) for value in tensors)
 
     def _computed(self, node: fx.Node) -> Any:

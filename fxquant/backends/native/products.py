@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxquant.backends.native.attention import lower_attention
 from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import type_number
 from fxquant.backends.native.values import Loops, Value
@@ -22,6 +23,8 @@ _CODES, _FLOATS, _SUMS, _MEAN_CODES, _MEAN_FLOATS = range(5)
 
 def lower_product(planner: Planner, node: fx.Node) -> Value:
     """`matmul`, `weighted_mean` and `matmul_accumulate`."""
+    if node in planner.attention:
+        return lower_attention(planner, node, planner.attention[node])
     arguments = operator_arguments(node)
     a, b = planner.value(arguments["a"]), planner.value(arguments["b"])
     y = planner.allocate(None)

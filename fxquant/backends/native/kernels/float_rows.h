@@ -3,12 +3,11 @@
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(128)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
-static inline Floats broadcast(float value) { return Floats{} + value; }
+static inline Floats in_all_lanes(float value) { return Floats{} + value; }
 
-static inline Floats load_floats(const float* p, int64_t count) {
+static inline Floats load_lanes(const float* p, int64_t count) {
     Floats result = {};
     if (count >= 16)
         __builtin_memcpy(&result, p, 64);
@@ -17,7 +16,7 @@ static inline Floats load_floats(const float* p, int64_t count) {
     return result;
 }
 
-static inline void store_floats(float* p, Floats values, int64_t count) {
+static inline void store_lanes(float* p, Floats values, int64_t count) {
     if (count >= 16)
         __builtin_memcpy(p, &values, 64);
     else
@@ -26,11 +25,11 @@ static inline void store_floats(float* p, Floats values, int64_t count) {
 
 // clamp(round_half_even(x * inverse) + zero_point), NaN as 0.
 template <class P>
-static inline void store_codes(uint8_t* p, Floats x, int64_t count, const P& params) {
+static inline void store_lane_codes(uint8_t* p, Floats x, int64_t count, const P& params) {
     Floats real = x * params.inverse;
     real = real == real ? real : Floats{};
-    const Floats low = broadcast(static_cast<float>(params.lo - params.zero_point));
-    const Floats high = broadcast(static_cast<float>(params.hi - params.zero_point));
+    const Floats low = in_all_lanes(static_cast<float>(params.lo - params.zero_point));
+    const Floats high = in_all_lanes(static_cast<float>(params.hi - params.zero_point));
     real = real < low ? low : real;
     real = real > high ? high : real;
     real = (real + 12582912.0f) - 12582912.0f;
@@ -41,8 +40,8 @@ static inline void store_codes(uint8_t* p, Floats x, int64_t count, const P& par
 
 template <class P>
 static inline void store_both(const P& p, float* y, uint8_t* codes, int64_t c, Floats values) {
-    if (y) store_floats(y + c, values, p.columns - c);
-    if (codes) store_codes(codes + c, values, p.columns - c, p);
+    if (y) store_lanes(y + c, values, p.columns - c);
+    if (codes) store_lane_codes(codes + c, values, p.columns - c, p);
 }
 
 static inline int64_t row_offset(const int64_t* strides, int64_t sample, int64_t outer,
@@ -59,12 +58,12 @@ static inline void for_rows(const P& p, int begin, int end, F f) {
 
 // e^x for x <= 0 within 2 ulp: x = n ln 2 + r, a polynomial of r, and n goes into the exponent.
 // Coefficients: S. Moshier, Cephes, expf.
-static inline Floats exp_floats(Floats x) {
-    const Floats least = broadcast(-87.3f);
+static inline Floats exp_lanes(Floats x) {
+    const Floats least = in_all_lanes(-87.3f);
     const Floats kept = x < least ? least : x;
     const Floats n = (kept * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
     const Floats r = (kept - n * 0.693359375f) - n * -2.12194440e-4f;
-    Floats y = broadcast(1.9875691500e-4f);
+    Floats y = in_all_lanes(1.9875691500e-4f);
     y = y * r + 1.3981999507e-3f;
     y = y * r + 8.3334519073e-3f;
     y = y * r + 4.1665795894e-2f;
@@ -75,15 +74,15 @@ static inline Floats exp_floats(Floats x) {
     Floats scale;
     __builtin_memcpy(&scale, &power, 64);
     const Floats result = y * scale;
-    return x < broadcast(-103.0f) ? Floats{} : result;
+    return x < in_all_lanes(-103.0f) ? Floats{} : result;
 }
 
 // erf(x): below 1 an odd polynomial, above 1 - e^(-x^2) times a polynomial of 1/x^2 over x.
 // Coefficients: S. Moshier, Cephes, ndtrf.
-static inline Floats erf_floats(Floats x) {
+static inline Floats erf_lanes(Floats x) {
     const Floats magnitude = x < Floats{} ? -x : x;
     const Floats z = x * x;
-    Floats near = broadcast(7.853861353153693e-5f);
+    Floats near = in_all_lanes(7.853861353153693e-5f);
     near = near * z + -8.010193625184903e-4f;
     near = near * z + 5.188327685732524e-3f;
     near = near * z + -2.685381193529856e-2f;
@@ -91,9 +90,9 @@ static inline Floats erf_floats(Floats x) {
     near = near * z + -3.761262582423300e-1f;
     near = near * z + 1.128379165726710f;
     near = near * x;
-    const Floats safe = magnitude < broadcast(1.0f) ? broadcast(1.0f) : magnitude;
+    const Floats safe = magnitude < in_all_lanes(1.0f) ? in_all_lanes(1.0f) : magnitude;
     const Floats q = 1.0f / safe, w = q * q;
-    Floats middle = broadcast(2.326819970068386e-2f);
+    Floats middle = in_all_lanes(2.326819970068386e-2f);
     middle = middle * w + -1.387039388740657e-1f;
     middle = middle * w + 3.687424674597105e-1f;
     middle = middle * w + -5.824733027278666e-1f;
@@ -102,7 +101,7 @@ static inline Floats erf_floats(Floats x) {
     middle = middle * w + 3.404879937665872e-1f;
     middle = middle * w + -2.741127028184656e-1f;
     middle = middle * w + 5.638259427386472e-1f;
-    Floats far = broadcast(-1.047766399936249e+1f);
+    Floats far = in_all_lanes(-1.047766399936249e+1f);
     far = far * w + 1.297719955372516e+1f;
     far = far * w + -7.495518717768503e+0f;
     far = far * w + 2.921019019210786e+0f;
@@ -110,10 +109,10 @@ static inline Floats erf_floats(Floats x) {
     far = far * w + 4.218463358204948e-1f;
     far = far * w + -2.820767439740514e-1f;
     far = far * w + 5.641895067754075e-1f;
-    const Floats tail = safe < broadcast(2.0f) ? middle : far;
-    const Floats outer = 1.0f - exp_floats(-safe * safe) * q * tail;
+    const Floats tail = safe < in_all_lanes(2.0f) ? middle : far;
+    const Floats outer = 1.0f - exp_lanes(-safe * safe) * q * tail;
     const Floats signed_outer = x < Floats{} ? -outer : outer;
-    return magnitude < broadcast(1.0f) ? near : signed_outer;
+    return magnitude < in_all_lanes(1.0f) ? near : signed_outer;
 }
 
 template <class P>
@@ -123,33 +122,35 @@ static inline int rows_items(const P& p) {
 
 static inline int layer_norm_rows_items(const LayerNormRowsParams& p) { return rows_items(p); }
 
-static inline double sum_of(Doubles values) {
+static inline double sum_of(Floats values) {
     double total = 0.0;
     for (int i = 0; i < 16; ++i) total += values[i];
     return total;
 }
 
+// Sums run in 16 lanes of floats, and the lanes are added as doubles.
 static inline void layer_norm_rows(const LayerNormRowsParams& p, int begin, int end) {
     for_rows(p, begin, end, [&](int64_t s, int64_t o, int64_t i) {
         const float* x = p.x + row_offset(p.x_strides, s, o, i);
         float* y = p.y ? p.y + row_offset(p.y_strides, s, o, i) : nullptr;
         uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
-        Doubles sums = {}, squares = {};
-        for (int64_t c = 0; c < p.columns; c += 16)
-            sums += __builtin_convertvector(load_floats(x + c, p.columns - c), Doubles);
-        const double mean = sum_of(sums) / static_cast<double>(p.columns);
-        for (int64_t c = 0; c < p.columns; c += 16) {
-            Doubles off = __builtin_convertvector(load_floats(x + c, p.columns - c), Doubles) - mean;
-            for (int64_t k = p.columns - c; k < 16; ++k) off[k] = 0.0;
+        const int64_t whole = p.columns / 16 * 16;
+        Floats sums = {}, squares = {};
+        for (int64_t c = 0; c < p.columns; c += 16) sums += load_lanes(x + c, p.columns - c);
+        const double count = static_cast<double>(p.columns);
+        const float center = static_cast<float>(sum_of(sums) / count);
+        for (int64_t c = 0; c < whole; c += 16) {
+            const Floats off = load_lanes(x + c, 16) - center;
             squares += off * off;
         }
-        const double variance = sum_of(squares) / static_cast<double>(p.columns);
-        const float center = static_cast<float>(mean);
+        for (int64_t c = whole; c < p.columns; ++c)
+            squares[c - whole] += (x[c] - center) * (x[c] - center);
+        const double variance = sum_of(squares) / count;
         const float scale = static_cast<float>(1.0 / __builtin_sqrt(variance + p.epsilon));
         for (int64_t c = 0; c < p.columns; c += 16) {
-            Floats value = (load_floats(x + c, p.columns - c) - center) * scale;
-            if (p.weight) value = value * load_floats(p.weight + c, p.columns - c);
-            if (p.bias) value = value + load_floats(p.bias + c, p.columns - c);
+            Floats value = (load_lanes(x + c, p.columns - c) - center) * scale;
+            if (p.weight) value = value * load_lanes(p.weight + c, p.columns - c);
+            if (p.bias) value = value + load_lanes(p.bias + c, p.columns - c);
             store_both(p, y, codes, c, value);
         }
     });
@@ -157,7 +158,7 @@ static inline void layer_norm_rows(const LayerNormRowsParams& p, int begin, int 
 
 static inline int softmax_rows_items(const SoftmaxRowsParams& p) { return rows_items(p); }
 
-static inline Floats masked(Floats x, const uint8_t* mask, int64_t count, float outside) {
+static inline Floats masked_lanes(Floats x, const uint8_t* mask, int64_t count, float outside) {
     for (int64_t k = 0; k < 16; ++k)
         if (k >= count || (mask && !mask[k])) x[k] = outside;
     return x;
@@ -172,11 +173,11 @@ static inline void softmax_rows(const SoftmaxRowsParams& p, int begin, int end) 
         uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
         const float lowest = -3.402823466e+38f;
         auto line = [&](int64_t c) {
-            const Floats values = load_floats(x + c, p.columns - c);
+            const Floats values = load_lanes(x + c, p.columns - c);
             if (!mask && c + 16 <= p.columns) return values;
-            return masked(values, mask ? mask + c : nullptr, p.columns - c, lowest);
+            return masked_lanes(values, mask ? mask + c : nullptr, p.columns - c, lowest);
         };
-        Floats most = broadcast(lowest);
+        Floats most = in_all_lanes(lowest);
         for (int64_t c = 0; c < p.columns; c += 16) {
             const Floats values = line(c);
             most = values > most ? values : most;
@@ -186,13 +187,13 @@ static inline void softmax_rows(const SoftmaxRowsParams& p, int begin, int end) 
         float total = 1.0f;
         if (p.divide) {
             Floats sums = {};
-            for (int64_t c = 0; c < p.columns; c += 16) sums += exp_floats(line(c) - largest);
+            for (int64_t c = 0; c < p.columns; c += 16) sums += exp_lanes(line(c) - largest);
             total = 0.0f;
             for (int k = 0; k < 16; ++k) total += sums[k];
         }
         for (int64_t c = 0; c < p.columns; c += 16) {
-            Floats value = exp_floats(line(c) - largest);
-            if (mask) value = masked(value, mask + c, p.columns - c, 0.0f);
+            Floats value = exp_lanes(line(c) - largest);
+            if (mask) value = masked_lanes(value, mask + c, p.columns - c, 0.0f);
             if (p.divide) value = value / total;
             store_both(p, y, codes, c, value);
         }
@@ -207,11 +208,11 @@ static inline void function_rows(const FunctionRowsParams& p, int begin, int end
         float* y = p.y ? p.y + row_offset(p.y_strides, s, o, i) : nullptr;
         uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
         for (int64_t c = 0; c < p.columns; c += 16) {
-            Floats value = load_floats(x + c, p.columns - c);
+            Floats value = load_lanes(x + c, p.columns - c);
             if (p.function == FLOAT_RELU)
                 value = value < Floats{} ? Floats{} : value;
             else if (p.function == FLOAT_GELU)
-                value = value * 0.5f * (1.0f + erf_floats(value * 0.70710678118654752440f));
+                value = value * 0.5f * (1.0f + erf_lanes(value * 0.70710678118654752440f));
             store_both(p, y, codes, c, value);
         }
     });
@@ -226,8 +227,8 @@ static inline void pair_rows(const PairRowsParams& p, int begin, int end) {
         float* y = p.y ? p.y + row_offset(p.y_strides, s, o, i) : nullptr;
         uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
         for (int64_t c = 0; c < p.columns; c += 16) {
-            const Floats left = load_floats(a + c, p.columns - c);
-            const Floats right = load_floats(b + c, p.columns - c);
+            const Floats left = load_lanes(a + c, p.columns - c);
+            const Floats right = load_lanes(b + c, p.columns - c);
             const Floats value = p.kind == FLOAT_ADD   ? left + right
                                  : p.kind == FLOAT_SUB ? left - right
                                                        : left * right;
