@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxquant.backends.native import elementwise, floats, layers, movement, products, windows
+from fxquant.backends.native import elementwise, floats, layers, movement, products, rows, windows
 from fxquant.backends.native.planner import Lower
 from passes import softmax_numerators
 
@@ -40,6 +40,14 @@ LOWERINGS: Mapping[Any, Lower] = {
     OPS.matmul.default: products.lower_product,
     OPS.weighted_mean.default: products.lower_product,
     OPS.matmul_accumulate.default: products.lower_product,
+    OPS.softmax_table.default: rows.lower_softmax_codes,
+    OPS.softmax_i_vit.default: rows.lower_softmax_codes,
+    OPS.softmax_log2.default: rows.lower_softmax_codes,
+    OPS.gelu_i_vit.default: rows.lower_shift_gelu,
+    OPS.layer_norm_integer.default: rows.lower_norm,
+    OPS.layer_norm_i_vit.default: rows.lower_norm,
+    OPS.layer_norm_power_of_two.default: rows.lower_norm,
+    OPS.normalize_integer.default: rows.lower_norm,
     F.layer_norm: floats.lower_layer_norm,
     F.softmax: floats.lower_softmax,
     torch.softmax: floats.lower_softmax,

@@ -16,6 +16,7 @@ def unit_text(kernels: Iterable[str]) -> str:
 #include "plain.h"
 #include "plain_products.h"
 #include "plain_windows.h"
+#include "plain_rows.h"
 #include "floats.h"
 
 #define FXQUANT_KERNELS(F){entries}
