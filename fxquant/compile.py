@@ -159,7 +159,7 @@ def plan_and_simulate(c: Compilation) -> Compilation:
     """Fused graph → simulated graph, calibrated: what runs in integers is quantized in float."""
     fused, recipe = c.stages["fused"], c.recipe
     plan = make_plan(fused, recipe)
-    c = replace(c, plan=plan, coverage=coverage(fused, plan))
+    c = replace(c, plan=plan, coverage=coverage(fused, plan, c.probe))
     _check_anything_quantized(c)
     passes, notes = simulation_passes(
         fused,

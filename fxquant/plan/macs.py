@@ -11,7 +11,7 @@ from fxquant.plan.dynamic import recurrent_input, recurrent_of
 from fxquant.plan.operations import layer_of
 from passes import is_plain, tensor_info
 
-__all__ = ["multiply_accumulates"]
+__all__ = ["images_of", "multiply_accumulates"]
 
 
 def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
@@ -26,10 +26,11 @@ def multiply_accumulates(node: fx.Node, root: nn.Module) -> int:
     recurrent = recurrent_of(node, root)
     if recurrent is not None:
         return _recurrent(node, recurrent)
-    return _of_the_probe(node, root) // _images(node.graph)
+    return _of_the_probe(node, root) // images_of(node.graph)
 
 
-def _images(graph: fx.Graph) -> int:
+def images_of(graph: fx.Graph) -> int:
+    """How many images the graph was annotated with."""
     for node in graph.nodes:
         info = tensor_info(node) if node.op == "placeholder" else None
         if info is not None and info.shape:

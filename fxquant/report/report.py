@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,15 +56,17 @@ class Report:
 
     @property
     def macs(self) -> int:
-        """The multiply-accumulates of one image."""
-        return sum(row.macs for row in self.coverage)
+        """The multiply-accumulates of one image, as far as they can be counted."""
+        return sum(row.macs or 0 for row in self.coverage)
 
     @property
     def int8_share(self) -> float:
         """The share of the multiply-accumulates that run on 8-bit integers, 0 to 1."""
         total = self.macs
         integers = ("int8", "dynamic int8")
-        return sum(row.macs for row in self.coverage if row.runs_in in integers) / max(1, total)
+        return sum(row.macs or 0 for row in self.coverage if row.runs_in in integers) / max(
+            1, total
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the records of the passes without times, so that it is reproducible."""
@@ -126,9 +128,11 @@ class Report:
 
     def _head(self) -> str:
         ratio = self.float_size_bytes / max(1, self.size_bytes)
+        uncounted = Counter(row.operation for row in self.coverage if row.macs is None)
+        named = ", ".join(f"{count} x {name}" for name, count in uncounted.items())
         return self._speed() + (
             f"{self.model}, recipe {self.recipe}, target {self.target}\n"
-            f"int8: {self.int8_share:.2%} of {self.macs / 1e6:.1f} million multiply-accumulates"
+            f"int8: {self._share()}{f' (and of unknown size: {named})' if named else ''}"
             f"   size: {self.float_size_bytes / 1e6:.2f} MB -> {self.size_bytes / 1e6:.2f} MB"
             f" ({ratio:.1f} x smaller)"
         )
@@ -143,6 +147,13 @@ class Report:
             f"SLOWER THAN FLOAT here: {self.time_over_float:.1f} x its time ({self.timed_on}); the "
             "notes at the end name the operations without a fast kernel\n"
         )
+
+    def _share(self) -> str:
+        if not self.macs:
+            integers = sum(row.runs_in != "float" for row in self.coverage)
+            return f"{integers} of {len(self.coverage)} operations, none of which multiplies"
+        macs = f"{self.macs / 1e6:.1f} million" if self.macs >= 1e5 else f"{self.macs}"
+        return f"{self.int8_share:.2%} of {macs} multiply-accumulates"
 
     def _passes(self) -> str:
         rows = [
@@ -168,22 +179,22 @@ class Report:
         for row in self.coverage:
             groups.setdefault((row.operation, row.runs_in), []).append(row)
         rows = [
-            (name, runs_in, len(members), f"{sum(row.macs for row in members) / total:.2%}")
+            (name, runs_in, len(members), _share([row.macs for row in members], total))
             for (name, runs_in), members in groups.items()
         ]
         return tabulate(rows, ("operation", "runs in", "count", "share of MACs"))
 
     def _float(self) -> str:
         reasons = Counter(
-            (row.operation, row.reason, row.macs > 0) for row in self.coverage if row.reason
+            (row.operation, row.reason, row.macs != 0) for row in self.coverage if row.reason
         )
         if not reasons:
             return "every operation runs on integers"
-        macs: Counter[tuple[str, str, bool]] = Counter()
+        macs: dict[tuple[str, str, bool], list[int | None]] = {}
         for row in self.coverage:
-            macs[(row.operation, row.reason, row.macs > 0)] += row.macs
+            macs.setdefault((row.operation, row.reason, row.macs != 0), []).append(row.macs)
         rows = [
-            (name, count, f"{macs[name, reason, heavy] / max(1, self.macs):.2%}", reason)
+            (name, count, _share(macs[name, reason, heavy], self.macs), reason)
             for (name, reason, heavy), count in reasons.items()
         ]
         return "not on integers:\n" + tabulate(
@@ -228,3 +239,9 @@ class Report:
             f"most {check['largest_difference']} step apart, {check['share_differing']:.4%} of "
             f"{check['values']} values differ; the whole network's outputs: {outputs}"
         )
+
+
+def _share(macs: Sequence[int | None], total: int) -> str:
+    if None in macs:
+        return "unknown"
+    return f"{sum(count or 0 for count in macs) / max(1, total):.2%}"

@@ -90,6 +90,11 @@ def test_multiply_accumulates_are_of_one_image() -> None:
     assert rows == [64 * 4 * 27, 16 * 8 * 18, 16 * 8 * 2 * 4, 128 * 5]
 
 
+def test_a_small_network_is_not_of_zero_million() -> None:
+    head = str(compiled(nn.Linear(8, 4).eval()).report)
+    assert "100.00% of 768 multiply-accumulates" in head
+
+
 def test_products_of_values_count_too() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.conv(x).flatten(2)
