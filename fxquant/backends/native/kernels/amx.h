@@ -210,39 +210,69 @@ static inline void store_tile(const ConvParams& p, ConvTile& t, const Codes& to,
   t.residual = tile.residual;
   for (int left = tile.stored; left; left &= left - 1) {
     const int row = __builtin_ctz(static_cast<unsigned>(left));
+    const int32_t* from = sums + row * 64;
+    if (p.kind != 0) {
+      conv_store_others<VECTORS>(p, t, row, from);
+      continue;
+    }
     __m512i words[VECTORS];
     FXQUANT_UNROLL
-    for (int v = 0; v < VECTORS; ++v) words[v] = _mm512_load_si512(sums + row * 64 + 16 * v);
-    conv_store_row<VECTORS>(p, t, to, row, words);
+    for (int v = 0; v < VECTORS; ++v) words[v] = _mm512_load_si512(from + 16 * v);
+    if (p.residual)
+      conv_store_row<VECTORS, true>(p, t, to, row, words);
+    else
+      conv_store_row<VECTORS, false>(p, t, to, row, words);
   }
 }
 
-static inline void conv_tiles(const ConvParams& p, const PixelTile* tiles, int count, int group,
-                              int panel) {
-  alignas(64) int32_t sums[2 * 16 * 64];
-  const ConvTile whole = conv_tile_of(p, group, panel);
-  const int vectors = (whole.outputs + 15) / 16;
+// A pair of tiles whose sums are found and not yet stored.
+struct PendingPair {
+  ConvTile t;
+  const PixelTile* tiles;
+  const int32_t* sums;
+  int count;
+};
+
+static inline void store_pair(const ConvParams& p, const Codes& to, PendingPair& pair) {
+  const int vectors = (pair.t.outputs + 15) / 16;
+  for (int i = 0; i < pair.count; ++i) {
+    const int32_t* sums = pair.sums + i * 16 * 64;
+    if (vectors == 4)
+      store_tile<4>(p, pair.t, to, pair.tiles[i], sums);
+    else if (vectors == 3)
+      store_tile<3>(p, pair.t, to, pair.tiles[i], sums);
+    else if (vectors == 2)
+      store_tile<2>(p, pair.t, to, pair.tiles[i], sums);
+    else
+      store_tile<1>(p, pair.t, to, pair.tiles[i], sums);
+  }
+  pair.count = 0;
+}
+
+// The tiles' products of one pair are on their way while the sums of the pair before become codes.
+static inline void conv_tiles(const ConvParams& p, const PixelTile* tiles, int count, int from,
+                              int to_panel) {
+  enum { PAIR = 2 * 16 * 64 };
+  alignas(64) int32_t sums[2 * PAIR];
+  const int panels = (p.outputs + 63) / 64;
   const bool tail = p.segment_quads % 16 != 0;
   const Codes to = codes_of(p);
-  for (int first = 0; first < count; first += 2) {
-    const int pair = count - first > 1;
-    for (int v = 0; v < vectors; v += 2)
-      multiply[pair][vectors - v > 1][tail](p, tiles + first, whole.weight + 64 * v,
-                                            whole.bias + 16 * v, group * p.x_group, sums + 16 * v);
-    for (int i = 0; i <= pair; ++i) {
-      ConvTile t = whole;
-      const PixelTile& tile = tiles[first + i];
-      const int32_t* from = sums + i * 16 * 64;
-      if (vectors == 4)
-        store_tile<4>(p, t, to, tile, from);
-      else if (vectors == 3)
-        store_tile<3>(p, t, to, tile, from);
-      else if (vectors == 2)
-        store_tile<2>(p, t, to, tile, from);
-      else
-        store_tile<1>(p, t, to, tile, from);
+  PendingPair before = {};
+  int parity = 0;
+  for (int panel = from; panel < to_panel; ++panel) {
+    const ConvTile t = conv_tile_of(p, panel / panels, panel % panels);
+    const int vectors = (t.outputs + 15) / 16;
+    for (int first = 0; first < count; first += 2, parity ^= 1) {
+      const int pair = count - first > 1;
+      int32_t* here = sums + parity * PAIR;
+      for (int v = 0; v < vectors; v += 2)
+        multiply[pair][vectors - v > 1][tail](p, tiles + first, t.weight + 64 * v, t.bias + 16 * v,
+                                              panel / panels * p.x_group, here + 16 * v);
+      store_pair(p, to, before);
+      before = {t, tiles + first, here, pair + 1};
     }
   }
+  store_pair(p, to, before);
 }
 
 static inline void conv(const ConvParams& given, int begin, int end) {
@@ -269,7 +299,7 @@ static inline void conv(const ConvParams& given, int begin, int end) {
   for (bool more = true; more;) {
     int count = 0;
     while (count < BLOCK && (more = walk.next(tiles[count]))) ++count;
-    for (int i = from; count && i < to; ++i) conv_tiles(p, tiles, count, i / panels, i % panels);
+    if (count) conv_tiles(p, tiles, count, from, to);
   }
   release_amx();
 }

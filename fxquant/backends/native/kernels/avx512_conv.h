@@ -21,50 +21,53 @@ struct ConvTile {
   int outputs;              // of the panel
 };
 
-static __attribute__((noinline)) void store_gelu(const ConvParams& p, uint8_t* y, const __m512* real,
-                                                 int outputs) {
+// Results that are no plain codes, from sums in memory: int32, float32, or codes of a GELU.
+template <int VECTORS>
+static __attribute__((noinline)) void conv_store_others(const ConvParams& p, const ConvTile& t,
+                                                        int row, const int32_t* sums) {
   const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
-  for (int i = 0; i < outputs; i += 16)
-    _mm_mask_storeu_epi8(y + i, mask_of(outputs - i),
-                         _mm512_cvtepi32_epi8(quantizer.codes(gelu_of(real[i / 16]))));
+  for (int v = 0; v < VECTORS; ++v) {
+    const __mmask16 mask = mask_of(t.outputs - 16 * v);
+    const __m512i sum = _mm512_load_si512(sums + 16 * v);
+    const __m512 real =
+        _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(t.multiplier + 16 * v));
+    char* y = static_cast<char*>(p.y) + t.y[row];
+    if (p.kind == 3)
+      _mm_mask_storeu_epi8(y + t.y_channel + 16 * v, mask,
+                           _mm512_cvtepi32_epi8(quantizer.codes(gelu_of(real))));
+    else
+      _mm512_mask_storeu_epi32(y + 4 * (t.y_channel + 16 * v), mask,
+                               p.kind == 1 ? sum : _mm512_castps_si512(real));
+  }
 }
 
-template <int VECTORS>
+template <int VECTORS, bool RESIDUAL>
 FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
                                    const __m512i* sums) {
-  char* y = static_cast<char*>(p.y) + t.y[row];
-  __m512 real[4];
   __m512i codes[4];
   FXQUANT_UNROLL
-  for (int v = 0; v < VECTORS; ++v)
-    real[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
-  if (__builtin_expect(p.kind != 0, 0)) {
-    if (p.kind == 3) return store_gelu(p, reinterpret_cast<uint8_t*>(y) + t.y_channel, real, t.outputs);
-    FXQUANT_UNROLL
-    for (int v = 0; v < VECTORS; ++v) {
-      const __mmask16 mask = static_cast<__mmask16>(first_lanes(t.outputs - 16 * v));
-      const __m512i words = p.kind == 1 ? sums[v] : _mm512_castps_si512(real[v]);
-      _mm512_mask_storeu_epi32(y + 4 * (t.y_channel + 16 * v), mask, words);
+  for (int v = 0; v < VECTORS; ++v) {
+    __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
+    if (RESIDUAL) {
+      const uint8_t* residual = p.residual + t.residual[row] + t.y_channel + 16 * v;
+      const __m512 centered =
+          centered_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(residual)),
+                         _mm512_set1_epi32(p.residual_zero_point));
+      real = _mm512_add_ps(real, _mm512_mul_ps(centered, _mm512_set1_ps(p.residual_multiplier)));
     }
-    return;
-  }
-  if (p.residual) {
-    const uint8_t* residual = p.residual + t.residual[row] + t.y_channel;
-    const __m512i zero_point = _mm512_set1_epi32(p.residual_zero_point);
-    const __m512 multiplier = _mm512_set1_ps(p.residual_multiplier);
-    FXQUANT_UNROLL
-    for (int v = 0; v < VECTORS; ++v) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual + 16 * v));
-      real[v] = _mm512_add_ps(real[v], _mm512_mul_ps(centered_bytes(bytes, zero_point), multiplier));
-    }
+    codes[v] = _mm512_cvtps_epi32(real);
   }
   FXQUANT_UNROLL
-  for (int v = 0; v < 4; ++v) codes[v] = _mm512_cvtps_epi32(real[v < VECTORS ? v : VECTORS - 1]);
+  for (int v = VECTORS; v < 4; ++v) codes[v] = codes[VECTORS - 1];
   const __m512i order =
       _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i bytes = packed(codes[0], codes[1], codes[2], codes[3], to);
-  store_codes(reinterpret_cast<uint8_t*>(y) + t.y_channel,
-              looked_up(_mm512_permutexvar_epi32(order, bytes), to), t.outputs);
+  const __m512i result = looked_up(_mm512_permutexvar_epi32(order, bytes), to);
+  uint8_t* y = static_cast<uint8_t*>(p.y) + t.y[row] + t.y_channel;
+  if (__builtin_expect(t.outputs == 16 * VECTORS, 1))
+    store_codes(y, result, 16 * VECTORS);
+  else
+    _mm512_mask_storeu_epi8(y, first_lanes(t.outputs), result);
 }
 
 // The sums of ROWS pixels times VECTORS * 16 outputs stay in registers.
@@ -102,8 +105,21 @@ static void conv_block(const ConvParams& p, const ConvTile& t, const Codes& to) 
       }
     }
   }
-  FXQUANT_UNROLL
-  for (int r = 0; r < ROWS; ++r) conv_store_row<VECTORS>(p, t, to, r, sums[r]);
+  if (__builtin_expect(p.kind != 0, 0)) {
+    FXQUANT_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      alignas(64) int32_t row[16 * VECTORS];
+      FXQUANT_UNROLL
+      for (int v = 0; v < VECTORS; ++v) _mm512_store_si512(row + 16 * v, sums[r][v]);
+      conv_store_others<VECTORS>(p, t, r, row);
+    }
+  } else if (p.residual) {
+    FXQUANT_UNROLL
+    for (int r = 0; r < ROWS; ++r) conv_store_row<VECTORS, true>(p, t, to, r, sums[r]);
+  } else {
+    FXQUANT_UNROLL
+    for (int r = 0; r < ROWS; ++r) conv_store_row<VECTORS, false>(p, t, to, r, sums[r]);
+  }
 }
 
 using ConvBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&);
@@ -126,14 +142,21 @@ struct PixelOffsets {
   void fill(const ConvParams& p, int begin, int end) {
     int ox = begin % p.width, oy = begin / p.width % p.height, n = begin / p.width / p.height;
     count = end - begin;
-    for (int i = 0; i < count; ++i) {
-      x[i] = n * p.x_batch + oy * p.x_row + ox * p.x_column;
-      y[i] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
-      residual[i] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
-      if (++ox == p.width) {
-        ox = 0;
-        if (++oy == p.height) oy = 0, ++n;
+    for (int i = 0; i < count;) {
+      const int stop = p.width - ox < count - i ? i + p.width - ox : count;
+      int64_t at_x = n * p.x_batch + oy * p.x_row + ox * p.x_column;
+      int64_t at_y = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
+      int64_t at_residual = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
+      for (; i < stop; ++i) {
+        x[i] = at_x;
+        y[i] = at_y;
+        residual[i] = at_residual;
+        at_x += p.x_column;
+        at_y += p.y_pixel;
+        at_residual += p.residual_pixel;
       }
+      ox = 0;
+      if (++oy == p.height) oy = 0, ++n;
     }
   }
 };

@@ -20,17 +20,28 @@ FXQUANT_INLINE __m512 floats_of(const uint8_t* x, __m512i zero_point) {
   return centered_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), zero_point);
 }
 
-// y = clamp(round(value(i))) for `count` codes, `value` giving 16 of them as floats.
+// clamp(round(value.at(i))) of 64 codes from `i` on.
+template <class Value>
+FXQUANT_INLINE __m512i codes_at(int i, const Codes& to, const Value& value) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = packed(_mm512_cvtps_epi32(value.at(i)), _mm512_cvtps_epi32(value.at(i + 16)),
+                               _mm512_cvtps_epi32(value.at(i + 32)),
+                               _mm512_cvtps_epi32(value.at(i + 48)), to);
+  return looked_up(_mm512_permutexvar_epi32(order, bytes), to);
+}
+
+// y = clamp(round(value.at(i))) for `count` codes; `last`, which may end early, gives the rest.
+template <class Value, class Last>
+FXQUANT_INLINE void map_codes(uint8_t* y, int count, const Codes& to, const Value& value,
+                              const Last& last) {
+  int i = 0;
+  for (; i + 64 <= count; i += 64) _mm512_storeu_si512(y + i, codes_at(i, to, value));
+  if (i < count) store_codes(y + i, codes_at(i, to, last), count - i);
+}
+
 template <class Value>
 FXQUANT_INLINE void map_codes(uint8_t* y, int count, const Codes& to, const Value& value) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  for (int i = 0; i < count; i += 64) {
-    const __m512i bytes = packed(_mm512_cvtps_epi32(value.at(i)), _mm512_cvtps_epi32(value.at(i + 16)),
-                                 _mm512_cvtps_epi32(value.at(i + 32)),
-                                 _mm512_cvtps_epi32(value.at(i + 48)), to);
-    store_codes(y + i, looked_up(_mm512_permutexvar_epi32(order, bytes), to),
-                count - i < 64 ? count - i : 64);
-  }
+  map_codes(y, count, to, value, value);
 }
 
 static inline void lookup(const LookupParams& p, int begin, int end) {
@@ -111,6 +122,7 @@ static inline void mul(const MulParams& p, int begin, int end) {
   }
 }
 
+template <bool LAST>
 struct Affine {
   const uint8_t* x;
   const float *multiplier, *offset;
@@ -119,7 +131,7 @@ struct Affine {
 
   // The arrays end with the channels.
   FXQUANT_INLINE_MEMBER __m512 at(int i) const {
-    const __mmask16 mask = static_cast<__mmask16>(first_lanes(channels > i ? channels - i : 0));
+    const __mmask16 mask = LAST ? mask_of(channels - i) : static_cast<__mmask16>(-1);
     return _mm512_add_ps(_mm512_mul_ps(floats_of(x + i, zero_point),
                                        _mm512_maskz_loadu_ps(mask, multiplier + i)),
                          _mm512_maskz_loadu_ps(mask, offset + i));
@@ -128,12 +140,14 @@ struct Affine {
 
 static inline void channel_affine(const ChannelAffineParams& p, int begin, int end) {
   const Codes to = codes_of(p);
-  Affine affine{nullptr, p.multiplier, p.offset, _mm512_set1_epi32(p.x_zero_point), p.channels};
+  const __m512i zero_point = _mm512_set1_epi32(p.x_zero_point);
   for (int item = begin; item < end; ++item) {
-    affine.x = p.x + item / p.height * p.x_batch + item % p.height * p.x_row;
+    const uint8_t* x = p.x + item / p.height * p.x_batch + item % p.height * p.x_row;
     uint8_t* y = p.y + item / p.height * p.y_batch + item % p.height * p.y_row;
-    for (int ox = 0; ox < p.width; ++ox, affine.x += p.x_pixel, y += p.y_pixel)
-      map_codes(y, p.channels, to, affine);
+    for (int ox = 0; ox < p.width; ++ox, x += p.x_pixel, y += p.y_pixel)
+      map_codes(y, p.channels, to,
+                Affine<false>{x, p.multiplier, p.offset, zero_point, p.channels},
+                Affine<true>{x, p.multiplier, p.offset, zero_point, p.channels});
   }
 }
 
