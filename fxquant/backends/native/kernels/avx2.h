@@ -10,9 +10,11 @@ using namespace portable;
 }  // namespace fxquant
 
 #define FXQUANT_WIDE avx2
-#define FXQUANT_FEATURES "avx2"
+#define FXQUANT_FEATURES "avx2,fma"
 #define FXQUANT_DOT 0
+#include "avx256_floats.h"
 #include "avx256.h"
+#include "avx256_attention.h"
 #undef FXQUANT_WIDE
 #undef FXQUANT_FEATURES
 #undef FXQUANT_DOT

@@ -91,21 +91,27 @@ struct ConvTile {
   const int8_t* weight;
   const int32_t* bias;
   const float* multiplier;
+  const int32_t* start;     // or null: what each pixel's sums start with besides the bias
   int channel, outputs;
 };
 
 FXQUANT_INLINE void conv_store(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
                                __m256i low, __m256i high) {
-  if (p.kind != 0) {
-    alignas(32) int32_t sums[16];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums), low);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), high);
-    for (int j = 0; j < t.outputs; ++j)
-      portable::conv_store(p, sums[j], t.multiplier[j], t.y[row], t.residual[row], t.channel + j);
-    return;
-  }
   __m256 a = _mm256_mul_ps(_mm256_cvtepi32_ps(low), _mm256_loadu_ps(t.multiplier));
   __m256 b = _mm256_mul_ps(_mm256_cvtepi32_ps(high), _mm256_loadu_ps(t.multiplier + 8));
+  if (p.kind == 3) {
+    const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
+    uint8_t* y = static_cast<uint8_t*>(p.y) + t.y[row] + t.channel;
+    quantizer.store(y, gelu_of(a), t.outputs < 8 ? t.outputs : 8);
+    if (t.outputs > 8) quantizer.store(y + 8, gelu_of(b), t.outputs - 8);
+    return;
+  }
+  if (p.kind != 0) {
+    float* y = reinterpret_cast<float*>(static_cast<char*>(p.y) + t.y[row]) + t.channel;
+    _mm256_maskstore_ps(y, mask_of(t.outputs), p.kind == 1 ? _mm256_castsi256_ps(low) : a);
+    _mm256_maskstore_ps(y + 8, mask_of(t.outputs - 8), p.kind == 1 ? _mm256_castsi256_ps(high) : b);
+    return;
+  }
   if (p.residual) {
     const uint8_t* residual = p.residual + t.residual[row] + t.channel;
     const __m256i zero_point = _mm256_set1_epi32(p.residual_zero_point);
@@ -124,6 +130,11 @@ static void conv_block(const ConvParams& p, const ConvTile& t, const Codes& to) 
   for (int r = 0; r < PIXELS; ++r) {
     sums[r][0] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.bias));
     sums[r][1] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.bias + 8));
+    if (t.start) {
+      const __m256i start = _mm256_set1_epi32(t.start[r]);
+      sums[r][0] = _mm256_add_epi32(sums[r][0], start);
+      sums[r][1] = _mm256_add_epi32(sums[r][1], start);
+    }
   }
   const int8_t* weight = t.weight;
   for (int s = 0; s < p.segments; ++s) {
@@ -156,7 +167,7 @@ static inline void conv_range(const ConvParams& p, int first, int last, int from
   const int panels = (p.outputs + 63) / 64, quads = p.segments * p.segment_quads;
   const Codes to = codes_of(p);
   const int tiles = (last - first + ROWS - 1) / ROWS;
-  ConvTile t;
+  ConvTile t = {};
   for (int i = from; i < to_panel; ++i) {
     const int group = i / panels, panel = i % panels;
     for (int part = 0; part < 64 && panel * 64 + part < p.outputs; part += 16) {
@@ -474,27 +485,27 @@ static inline void avg_pool(const AvgPoolParams& p, int begin, int end) {
 
 // ------------------------------------------------------------------------------------ quantizers
 
-// NaN counts as 0; the clamp comes before the conversion.
-FXQUANT_INLINE __m256i quantized(const float* x, const QuantizeParams& p) {
-  const __m256 real = _mm256_mul_ps(_mm256_loadu_ps(x), _mm256_set1_ps(p.inverse));
-  const __m256 number = _mm256_and_ps(real, _mm256_cmp_ps(real, real, _CMP_ORD_Q));
-  const __m256 low = _mm256_set1_ps(static_cast<float>(p.lo - p.zero_point));
-  const __m256 high = _mm256_set1_ps(static_cast<float>(p.hi - p.zero_point));
-  const __m256 clamped = _mm256_min_ps(_mm256_max_ps(number, low), high);
-  return _mm256_add_epi32(_mm256_cvtps_epi32(clamped), _mm256_set1_epi32(p.zero_point));
-}
-
 static inline void quantize(const QuantizeParams& p, int begin, int end) {
   const bool image = p.channels == 3 && p.fill_channels == 4 && p.y_pixel == 4 && p.x_column == 1;
-  if (!image) return portable::quantize(p, begin, end);
+  const bool tokens = p.x_channel == 1 && p.fill_channels == p.channels;
+  if (!image && !tokens) return portable::quantize(p, begin, end);
+  const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
   const int whole = p.width / 8 * 8;
   for (int item = begin; item < end; ++item) {
     const int n = item / p.height, oy = item % p.height;
     const float* x = p.x + n * p.x_batch + oy * p.x_row;
     uint8_t* y = p.y + n * p.y_batch + oy * p.y_row;
+    if (!image) {
+      for (int ox = 0; ox < p.width; ++ox, x += p.x_column, y += p.y_pixel)
+        for (int i = 0; i < p.channels; i += 8)
+          quantizer.store(y + i, _mm256_maskload_ps(x + i, mask_of(p.channels - i)),
+                          p.channels - i < 8 ? p.channels - i : 8);
+      continue;
+    }
     for (int i = 0; i < whole; i += 8) {
-      const __m256i red = quantized(x + i, p), green = quantized(x + p.x_channel + i, p);
-      const __m256i blue = quantized(x + 2 * p.x_channel + i, p);
+      const __m256i red = quantizer.codes(_mm256_loadu_ps(x + i));
+      const __m256i green = quantizer.codes(_mm256_loadu_ps(x + p.x_channel + i));
+      const __m256i blue = quantizer.codes(_mm256_loadu_ps(x + 2 * p.x_channel + i));
       const __m256i pixels = _mm256_or_si256(
           red, _mm256_or_si256(_mm256_slli_epi32(green, 8), _mm256_slli_epi32(blue, 16)));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + 4 * i), pixels);
