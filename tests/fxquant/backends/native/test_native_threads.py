@@ -1,0 +1,92 @@
+"""However many threads run a model, and on whatever instruction set, its integers are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.compiled import CompiledModel
+from fxquant.errors import TargetError
+from tests.fxquant.backends.native.kernels import instruction_sets
+from tests.fxquant.small_networks import Residual, compiled, images
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+class Wide(nn.Module):
+    """Steps that are worth splitting: an image of 96 x 96 with 48 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 48, 3, padding=1)
+        self.depthwise = nn.Conv2d(48, 48, 3, padding=1, groups=48)
+        self.last = nn.Conv2d(48, 48, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return torch.relu(self.last(torch.relu(self.depthwise(x))) + x).mean((2, 3))
+
+
+def wide() -> tuple[CompiledModel, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 96, 96)
+    return fxquant.compile(Wide().eval(), "w8a8", calibration=x, target="native"), x
+
+
+def test_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, x = wide()
+    expected = q.to_target("reference")(x)
+    for threads in ("1", "2", "3", "7"):
+        monkeypatch.setenv("FXQUANT_NUM_THREADS", threads)
+        for batch in (1, 2, 5):
+            assert torch.equal(q(x[:batch]), expected[:batch])
+
+
+def test_several_callers_at_once() -> None:
+    q, x = wide()
+    expected = q.to_target("reference")(x)
+    with ThreadPoolExecutor(4) as pool:
+        for index, found in enumerate(pool.map(lambda i: q(x[i % 5 : i % 5 + 1]), range(40))):
+            assert torch.equal(found, expected[index % 5 : index % 5 + 1])
+
+
+def _answer(q: Any, x: Tensor, queue: Any) -> None:
+    torch.set_num_threads(1)
+    queue.put(q(x).tolist())
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXQUANT_NUM_THREADS", "2")
+    q, x = wide()
+    expected = q(x).tolist()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_answer, args=(q, x, queue))
+    process.start()
+    assert queue.get(timeout=60) == expected
+    process.join()
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_every_instruction_set_gives_the_same_integers(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FXQUANT_ISA", isa)
+    q, x = wide()
+    (program,) = [s for m in q.stages["native"].children() for s in m.segments]
+    assert program.program.isa == isa
+    assert torch.equal(q(x), q.to_target("reference")(x))
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXQUANT_ISA", "abacus")
+    with pytest.raises(TargetError, match="FXQUANT_ISA=abacus"):
+        compiled(Residual(), target="native")
+    monkeypatch.delenv("FXQUANT_ISA")
+    assert compiled(Residual(), target="native")(images()).shape[0] == len(images())
