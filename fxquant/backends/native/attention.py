@@ -11,15 +11,14 @@ from fxquant.backends.native.patterns import Attention
 from fxquant.backends.native.planner import Planner
 from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.rounding import float32_scalar
-from fxquant.kernels.calls import operator_arguments
 
 __all__ = ["lower_attention"]
 
 
 def lower_attention(planner: Planner, node: fx.Node, attention: Attention) -> Value:
     """A weighted mean whose weights nobody has computed."""
-    mean, scores = operator_arguments(node), operator_arguments(attention.scores)
-    codes = operator_arguments(attention.quantize)
+    mean, scores = planner.arguments(node), planner.arguments(attention.scores)
+    codes = planner.arguments(attention.quantize)
     q = planner.value(scores["a"])
     k = planner.value(scores["b"])
     k = _channels_inside(planner, Value(k.tensor.transpose(-1, -2), k.buffer))

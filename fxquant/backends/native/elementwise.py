@@ -13,7 +13,6 @@ from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import Pointer, type_number
 from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.rounding import float32_scalar, rescale_factor
-from fxquant.kernels.calls import operator_arguments
 
 __all__ = [
     "image_loops",
@@ -119,7 +118,7 @@ def lower_quantize(planner: Planner, node: fx.Node) -> Value:
     """Floats of any strides to codes; the caller's NCHW becomes an image."""
     if node in planner.ready:
         return planner.ready[node]
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     if x.dtype != torch.float32:
         raise UnsupportedError(node, f"it quantizes {x.dtype}")
@@ -167,7 +166,7 @@ def _planar(planner: Planner, y: Value, x: Value) -> Loops | None:
 
 def lower_dequantize(planner: Planner, node: fx.Node) -> Value:
     """Codes to floats, written where and how they are read."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["q"])
     y = planner.allocate(x)
     fields: dict[str, Any] = {
@@ -195,7 +194,7 @@ def lower_dequantize(planner: Planner, node: fx.Node) -> Value:
 
 def lower_lookup(planner: Planner, node: fx.Node) -> Value:
     """A table; nothing where the kernel in front of it has looked up already."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     if planner.is_done(node):
         return x
@@ -237,12 +236,12 @@ _PAIRS = {
 
 def lower_pair(planner: Planner, node: fx.Node) -> Value:
     """`add` or `mul`, broadcast as torch does."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     a, b = planner.value(arguments["a"]), planner.value(arguments["b"])
     if node.target is OPS.mul.default and math.prod(a.shape) < math.prod(b.shape):
         a, b = b, a
         arguments |= {"a_zero_point": arguments["b_zero_point"]}
-        arguments["b_zero_point"] = operator_arguments(node)["a_zero_point"]
+        arguments["b_zero_point"] = planner.arguments(node)["a_zero_point"]
     y = planner.allocate(a if a.shape == planner.shapes[node].shape else b)
     fields = {
         "a_zero_point": arguments["a_zero_point"],
@@ -291,7 +290,7 @@ def _fast_pair(
 
 def lower_add_rescaled(planner: Planner, node: fx.Node) -> Value:
     """A sum of two branches, each rescaled by integers."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     a, b = planner.value(arguments["a"]), planner.value(arguments["b"])
     y = planner.allocate(a if a.shape == planner.shapes[node].shape else b)
     operands = {"a": a, "b": b}
@@ -308,7 +307,7 @@ def lower_add_rescaled(planner: Planner, node: fx.Node) -> Value:
 
 def lower_channel_affine(planner: Planner, node: fx.Node) -> Value:
     """A factor and a summand for each channel."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     y = planner.allocate(x)
     weight, bias = planner.tensor(arguments["weight"]), planner.tensor(arguments["bias"])
@@ -336,7 +335,7 @@ def lower_channel_affine(planner: Planner, node: fx.Node) -> Value:
 
 def lower_rescale(planner: Planner, node: fx.Node) -> Value:
     """Accumulators back to codes, by integers."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     y = planner.allocate(x)
     multiplier, shift = planner.tensor(arguments["multiplier"]), planner.tensor(arguments["shift"])

@@ -40,7 +40,7 @@ class Layer:
 
     @classmethod
     def of(cls, planner: Planner, node: fx.Node) -> Layer:
-        arguments = operator_arguments(node)
+        arguments = planner.arguments(node)
         transposed = node.target is OPS.conv_transpose.default
         groups = int(arguments.get("groups", 1))
         zero = arguments["weight_zero_point"]

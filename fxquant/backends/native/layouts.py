@@ -104,7 +104,10 @@ class Layouts:
 
     def _ask_for_border(self, node: fx.Node) -> None:
         arguments = operator_arguments(node)
-        padding = [int(pad) for pad in arguments["padding"]]
+        padding = [
+            int(self.shapes[pad] if isinstance(pad, fx.Node) else pad)
+            for pad in arguments["padding"]
+        ]
         source = arguments["x"]
         if self.shapes[source].dtype.itemsize == 1 and len(padding) <= 2:
             self._need(source, Border(*([0] * (2 - len(padding)) + padding)))

@@ -191,6 +191,16 @@ class Planner:
             return Value(meta.expand(value.shape), self.constant(kept))
         raise UnsupportedError(self.current, f"it reads {type(value).__name__}, which is no tensor")
 
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """The arguments of an operator by name; numbers that come from shapes are computed."""
+
+        def number(source: fx.Node) -> Any:
+            found = self.values.get(source)
+            return found if isinstance(found, (int, float)) else source
+
+        resolved: dict[str, Any] = fx.map_arg(operator_arguments(node), number)
+        return resolved
+
     def tensor(self, node: Any) -> Tensor:
         """A constant that a lowering reads."""
         value = self.values[node]

@@ -13,7 +13,6 @@ from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import type_number
 from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.rounding import float32_scalar
-from fxquant.kernels.calls import operator_arguments
 
 __all__ = ["lower_product"]
 
@@ -25,7 +24,7 @@ def lower_product(planner: Planner, node: fx.Node) -> Value:
     """`matmul`, `weighted_mean` and `matmul_accumulate`."""
     if node in planner.attention:
         return lower_attention(planner, node, planner.attention[node])
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     a, b = planner.value(arguments["a"]), planner.value(arguments["b"])
     y = planner.allocate(None)
     is_float = arguments.get("dtype") == torch.float32

@@ -13,7 +13,6 @@ from fxquant.backends.native.steps import Pointer, type_number
 from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.bounds import input_range
 from fxquant.integer.softmax import shift_exp
-from fxquant.kernels.calls import operator_arguments
 
 __all__ = ["lower_norm", "lower_shift_gelu", "lower_softmax_codes"]
 
@@ -28,7 +27,7 @@ _NORMS: dict[Any, int] = {
 
 def lower_softmax_codes(planner: Planner, node: fx.Node) -> Value:
     """`softmax_table`, `softmax_i_vit` and `softmax_log2`; their exponentials are a table."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     y = planner.dense(planner.shapes[node])
     distances = torch.arange(65536 if x.dtype == torch.int16 else 256)
@@ -72,7 +71,7 @@ def _log_exponentials(arguments: dict[str, Any], distances: Tensor) -> Tensor:
 
 def lower_shift_gelu(planner: Planner, node: fx.Node) -> Value:
     """`gelu_i_vit`; a row is the last dimension."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     y = planner.dense(planner.shapes[node])
     low, high = input_range(x.dtype, arguments["x_zero_point"])
@@ -91,7 +90,7 @@ def lower_shift_gelu(planner: Planner, node: fx.Node) -> Value:
 
 def lower_norm(planner: Planner, node: fx.Node) -> Value:
     """The layer norms over the last dimensions, and `normalize_integer` along one."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     result = y = planner.dense(planner.shapes[node])
     axis = arguments.get("dim", -1)

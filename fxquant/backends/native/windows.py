@@ -12,7 +12,6 @@ from fxquant.backends.native.elementwise import codes_fields, optional
 from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import type_number
 from fxquant.backends.native.values import Value
-from fxquant.kernels.calls import operator_arguments
 
 __all__ = ["lower_windows"]
 
@@ -24,7 +23,7 @@ Windows = tuple[list[tuple[int, int]], int]
 
 def lower_windows(planner: Planner, node: fx.Node) -> Value:
     """`max_pool`, `avg_pool`, `adaptive_avg_pool`, `mean` and `sum_accumulate`."""
-    arguments = operator_arguments(node)
+    arguments = planner.arguments(node)
     x = planner.value(arguments["x"])
     shape = planner.shapes[node].shape
     if node.target in (OPS.mean.default, OPS.sum_accumulate.default):
