@@ -198,8 +198,7 @@ class Planner:
             found = self.values.get(source)
             return found if isinstance(found, (int, float)) else source
 
-        resolved: dict[str, Any] = fx.map_arg(operator_arguments(node), number)
-        return resolved
+        return dict(fx.map_arg(operator_arguments(node), number))
 
     def tensor(self, node: Any) -> Tensor:
         """A constant that a lowering reads."""

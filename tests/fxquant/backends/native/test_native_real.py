@@ -23,7 +23,9 @@ def check(name: str, recipe: str, images: int) -> None:
     calibration = network.calibration_batches(50)
     reference = fxquant.compile(network.load(), recipe, calibration=calibration, target="reference")
     native = reference.to_target("native")
-    assert not any("Python calls torch" in note for note in native.report.target_notes)
+    called = [note for note in native.report.target_notes if "Python calls torch" in note]
+    # An average of floats is torch's own, whose order of summation is part of its result.
+    assert all("adaptive_avg_pool2d" in note for note in called)
     seen = 0
     for batch in network.validation_batches(images, 10):
         x: Any = batch[0]
