@@ -19,7 +19,7 @@ from benchmarks.results import write
 KERNELS = Path(fxquant.__file__).parent / "backends/native/kernels"
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", f"-I{KERNELS}")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 
 
 def build(folder: Path, *flags: str) -> Path:
