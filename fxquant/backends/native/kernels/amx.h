@@ -289,8 +289,8 @@ static inline void conv(const ConvParams& given, int begin, int end) {
   const int first = p.by_panels ? 0 : begin, last = p.by_panels ? all : end;
   if (first >= last || begin >= end) return;
   PixelWalk walk(p, first, last);
-  // A tile of few pixels or few quads is mostly empty.
-  if (walk.rows < 4 || p.segment_quads < 4 || p.outputs < 16)
+  // A tile of few pixels or few quads is mostly empty, and of few products moved for little.
+  if (walk.rows < 4 || p.segment_quads < 4 || p.segments * p.segment_quads <= 8 || p.outputs < 16)
     return avx512vnni::conv(given, begin, end);
   configure_amx(walk.rows, p.segment_quads % 16);
   enum { BLOCK = 8 };
