@@ -1,7 +1,8 @@
 """One safetensors file: integer graph and weights, recipe, versions, a golden pair.
 
-Tensors are stored under ``weights.<path>``, those of four bits two codes to a byte under
-``weights4.<path>`` with their shapes in the metadata; the golden pair under ``golden.input.<i>``
+Tensors are stored under ``weights.<path>``; those of at most four or two bits several codes to a
+byte under ``weights4.<path>`` or ``weights2.<path>``, with their shapes in the metadata and, where
+channels have their own, ``offsets.<path>``; the golden pair under ``golden.input.<i>``
 and ``golden.output.<i>``; the rest is JSON in the metadata. Loading resolves operations by name
 from a closed table and runs no code from the file; a digest over everything finds damage, and the
 golden pair proves that this machine computes what the compiling one did.
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from fxquant.artifact.graph_json import GraphFormatError, decode_graph, encode_graph
-from fxquant.artifact.packing import fits_four_bits, pack_four_bits, unpack_four_bits
+from fxquant.artifact.packing import WIDTHS, Packed, pack, unpack
 from fxquant.errors import ArtifactError
 from fxquant.metrics import Closeness
 from fxquant.recipe import Recipe
@@ -36,7 +37,7 @@ from passes.infra.verify import flatten, run_and_annotate
 
 __all__ = ["FORMAT_VERSION", "Artifact", "load_artifact", "save_artifact"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FORMAT = "fxquant"
 # Float operations that a recipe left in the graph (softmax, LayerNorm) may round differently on
 # another CPU and move a quantized value by one step; integers alone must agree bit for bit.
@@ -73,11 +74,14 @@ def save_artifact(
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, value in integer.state_dict().items():
-        if fits_four_bits(value):
-            tensors[f"weights4.{name}"] = pack_four_bits(value)
-            shapes[name] = list(value.shape)
-        else:
+        packed = pack(value)
+        if packed is None:
             tensors[f"weights.{name}"] = value
+            continue
+        tensors[f"weights{packed.bits}.{name}"] = packed.codes
+        shapes[name] = list(value.shape)
+        if packed.offsets is not None:
+            tensors[f"offsets.{name}"] = packed.offsets
     tensors |= {
         f"golden.input.{index}": value
         for index, value in enumerate(inputs)
@@ -129,7 +133,7 @@ def load_artifact(path: Path) -> Artifact:
             if name.startswith("weights.")
         }
         weights |= {
-            name: unpack_four_bits(tensors[f"weights4.{name}"], shape)
+            name: unpack(_packed(tensors, name), shape)
             for name, shape in json.loads(metadata["shapes"]).items()
         }
         integer = decode_graph(json.loads(metadata["graph"]), weights)
@@ -170,6 +174,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if digest != _digest(tensors, metadata):
         raise ArtifactError(f"{path}: is damaged: its contents do not match their digest")
     return tensors, metadata
+
+
+def _packed(tensors: Mapping[str, Tensor], name: str) -> Packed:
+    bits = next(bits for bits in WIDTHS if f"weights{bits}.{name}" in tensors)
+    return Packed(bits, tensors[f"weights{bits}.{name}"], tensors.get(f"offsets.{name}"))
 
 
 def _unpack(stored: Mapping[str, str]) -> dict[str, str] | None:

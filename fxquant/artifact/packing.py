@@ -1,60 +1,105 @@
-"""Weights of four bits or fewer, two to a byte, as files hold them."""
+"""Weights of four bits or fewer, as files hold them: several codes to a byte.
+
+A code is stored in two's complement of two or four bits, the first of a byte in its lowest bits.
+Where the codes of a weight as a whole need more, those of each channel may still fit: a channel
+with an affine grid of 2^b levels holds 2^b neighbouring integers. Then a file holds the codes less
+an offset for each channel.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-__all__ = [
-    "fits_four_bits",
-    "pack_four_bits",
-    "stored_bytes",
-    "tensor_bytes",
-    "unpack_four_bits",
-]
+__all__ = ["WIDTHS", "Packed", "pack", "stored_bytes", "tensor_bytes", "unpack"]
+
+WIDTHS = (2, 4)
+_CHANNELS = (0, 1)  # the dimension of the output channels: of a transposed convolution, the second
 
 
-def fits_four_bits(tensor: Tensor) -> bool:
-    """Whether `tensor` is int8 and all its codes lie in [-8, 7]."""
+@dataclass(frozen=True)
+class Packed:
+    """Codes of `bits` bits, uint8 [n · bits / 8], and what was taken off them: int8, or None."""
+
+    bits: int
+    codes: Tensor
+    offsets: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes both take."""
+        return self.codes.numel() + (0 if self.offsets is None else self.offsets.numel())
+
+
+def pack(tensor: Tensor) -> Packed | None:
+    """`tensor` in as few bits as it fits; None where it is not int8 or needs more than four."""
     if tensor.dtype != torch.int8 or not tensor.numel():
-        return False
-    low, high = torch.aminmax(tensor)
-    return int(low) >= -8 and int(high) <= 7
+        return None
+    for bits in WIDTHS:
+        if _fits(tensor.to(torch.int16), bits):
+            return Packed(bits, _pack(tensor.to(torch.int16), bits), None)
+        for offsets in _offsets(tensor, bits):
+            codes = tensor.to(torch.int16) - offsets
+            if _fits(codes, bits):
+                return Packed(bits, _pack(codes, bits), offsets)
+    return None
 
 
-def pack_four_bits(tensor: Tensor) -> Tensor:
-    """Codes in [-8, 7] of any shape, two to a byte, the first in the low half: uint8 [(n+1)/2]."""
-    nibbles = tensor.flatten().to(torch.int16) & 15
-    if len(nibbles) % 2:
-        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
-    return (nibbles[0::2] | nibbles[1::2] << 4).to(torch.uint8)
+def unpack(packed: Packed, shape: Sequence[int]) -> Tensor:
+    """The int8 tensor of `shape` that `pack` packed.
 
-
-def unpack_four_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The int8 tensor of `shape` that `pack_four_bits` packed.
-
-    Raises ValueError where the shape does not fit the bytes.
+    Raises ValueError where the shape does not fit the bytes or the offsets.
     """
-    count = 1
-    for extent in shape:
-        count *= int(extent)
-    if len(packed) != (count + 1) // 2:
-        raise ValueError(f"{len(packed)} bytes do not hold {count} codes of four bits")
-    wide = packed.to(torch.int16)
-    nibbles = torch.stack([wide & 15, wide >> 4], dim=1).flatten()[:count]
-    return (nibbles - 16 * (nibbles > 7)).to(torch.int8).reshape(tuple(shape))
+    bits, a_byte = packed.bits, 8 // packed.bits
+    count = math.prod(int(extent) for extent in shape)
+    if len(packed.codes) != -(-count // a_byte):
+        raise ValueError(f"{len(packed.codes)} bytes do not hold {count} codes of {bits} bits")
+    shifts = torch.arange(0, 8, bits, dtype=torch.int16)
+    fields = (packed.codes.to(torch.int16)[:, None] >> shifts & (1 << bits) - 1).flatten()[:count]
+    codes = (fields - (1 << bits) * (fields >= (1 << bits - 1))).reshape(tuple(shape))
+    if packed.offsets is None:
+        return codes.to(torch.int8)
+    try:
+        return (codes + packed.offsets.expand(codes.shape)).to(torch.int8)
+    except RuntimeError as error:
+        raise ValueError(f"offsets do not fit the codes: {error}") from error
 
 
 def stored_bytes(tensor: Tensor) -> int:
     """How many bytes a file takes for `tensor`."""
-    if fits_four_bits(tensor):
-        return (tensor.numel() + 1) // 2
-    return tensor.numel() * tensor.element_size()
+    packed = pack(tensor)
+    return tensor.numel() * tensor.element_size() if packed is None else packed.bytes
 
 
 def tensor_bytes(graph: fx.GraphModule) -> int:
     """How many bytes a file takes for the tensors of a graph, shared ones once."""
     tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
     return sum(stored_bytes(tensor) for tensor in tensors.values())
+
+
+def _fits(codes: Tensor, bits: int) -> bool:
+    low, high = torch.aminmax(codes)
+    return int(low) >= -(1 << bits - 1) and int(high) < (1 << bits - 1)
+
+
+def _offsets(tensor: Tensor, bits: int) -> list[Tensor]:
+    """For each dimension of channels, what puts their least codes at the bottom of the range."""
+    found = []
+    for axis in _CHANNELS:
+        if tensor.dim() > 1:
+            others = [dim for dim in range(tensor.dim()) if dim != axis]
+            least = tensor.amin(others, keepdim=True).to(torch.int16)
+            found.append((least + (1 << bits - 1)).clamp(max=127).to(torch.int8))
+    return found
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    a_byte = 8 // bits
+    fields = codes.flatten() & (1 << bits) - 1
+    fields = torch.cat([fields, fields.new_zeros(-len(fields) % a_byte)]).view(-1, a_byte)
+    shifts = torch.arange(0, 8, bits, dtype=torch.int16)
+    return (fields << shifts).sum(1).to(torch.uint8)

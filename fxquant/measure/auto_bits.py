@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fxquant.artifact.packing import WIDTHS
 from fxquant.errors import RecipeError, nearest
 from fxquant.measure.sensitivity import Effect, Sensitivity
 from fxquant.recipe import Override, Recipe
@@ -45,8 +46,8 @@ def choose_bits(
         objective: the harm of a layer: ``kl``, the increase of the ``loss`` over float's (a gain
             counts as one), or ``noise``, the output's noise-to-signal ratio. ``kl`` becomes
             ``noise`` where the model is no classifier.
-        storage: what a weight takes: ``file``: half a byte up to 4 bits and a byte above, as
-            fxquant's files store it; ``bits``: its bits.
+        storage: what a weight takes: ``file``: as fxquant's files store it, in 2, 4 or 8
+            bits, but for a byte a channel of weights whose zero points differ; ``bits``: its bits.
         fixed: widths that are given, by path.
 
     Raises:
@@ -131,8 +132,9 @@ def _budget(
 def _bits_of(effect: Effect, storage: Storage) -> int:
     if storage == "bits":
         return effect.values * effect.bits
-    # Two codes share a byte; an odd last one takes a whole byte.
-    return 8 * (effect.values if effect.bits > 4 else (effect.values + 1) // 2)
+    # Codes that share a byte; an incomplete last one takes a whole byte.
+    width = next((width for width in WIDTHS if effect.bits <= width), 8)
+    return 8 * -(-effect.values * width // 8)
 
 
 def _harm(effect: Effect, objective: Objective, float_loss: float | None) -> float:

@@ -74,6 +74,7 @@ WEIGHT_SCHEMES = tuple(
     Setting(
         f"W{bits}A32, {'BN folded' if folded else 'BN unfolded'}, {granularity}, {scheme}",
         {
+            "weights.scheme": "symmetric",
             **changes,
             "weights.bits": bits,
             "weights.granularity": f"per_{'tensor' if granularity == 'layer' else 'channel'}",

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from fxquant.compiled import CompiledModel
 from fxquant.errors import RecipeError
 from fxquant.measure.alone import Alone
-from fxquant.plan.plan import Plan
+from fxquant.plan.plan import Plan, make_plan
+from fxquant.recipe import Override, Recipe
 from fxquant.simulate.calibrate import calibrate
 from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.quantizers import ActivationQuantizer, WeightQuantizer
@@ -38,7 +39,7 @@ class Widths(Alone):
         super().__init__(fused, q.stages["simulated"])
         plan = q.plan
         assert plan is not None
-        self._weights_at = {width: _quantizers(fused, plan, width) for width in widths}
+        self._weights_at = {width: _quantizers(fused, plan, q.recipe, width) for width in widths}
         self.choices: dict[str, _Choices] = {}
         for path, module in self.values.items() if activations else ():
             self.choices[path] = _Choices(module, widths)
@@ -123,8 +124,14 @@ def _at(spec: QuantSpec, width: int) -> QuantSpec:
     return replace(spec, bits=width, reduce_range=spec.reduce_range and width > 2)
 
 
-def _quantizers(fused: fx.GraphModule, plan: Plan, width: int) -> dict[str, nn.Module]:
-    specs = {name: _at(spec, width) for name, spec in plan.weights.items()}
+def _quantizers(
+    fused: fx.GraphModule, plan: Plan, recipe: Recipe, width: int
+) -> dict[str, nn.Module]:
+    # As the recipe has weights of that width: its grids may differ in more than the bits.
+    changes: dict[str, Any] = {"bits": width, **({"reduce_range": False} if width == 2 else {})}
+    everywhere = Override(regex=".*", weights=tuple(changes.items()))
+    wide = make_plan(fused, replace(recipe, overrides=(*recipe.overrides, everywhere)))
+    specs = {name: spec for name, spec in wide.weights.items() if name in plan.weights}
     quantizers, _ = weight_quantizers(fused, replace(plan, weights=specs))
     for quantizer in quantizers.values():
         assert isinstance(quantizer, WeightQuantizer)

@@ -44,10 +44,10 @@ def check_dynamic(recipe: Recipe, weight: QuantSpec | None) -> None:
             "dynamic quantization computes with 8-bit activations, found activations.bits = "
             f"{recipe.activations.bits}: set 8"
         )
-    if weight is not None and weight.scheme != "symmetric":
+    if weight is not None and weight.scheme != "symmetric" and weight.bits == 8:
         raise RecipeError(
-            f"dynamic quantization takes symmetric weights, found {weight.scheme!r}: set "
-            'weights.scheme = "symmetric"'
+            "dynamic quantization takes symmetric weights at 8 bits, found "
+            f'{weight.scheme!r}: set weights.scheme = "symmetric"'
         )
 
 

@@ -15,7 +15,7 @@ from fxquant.qat.quantizers import TrainableActivation, TrainableWeight
 from fxquant.simulate.nonlinear import SimulatedForm
 from fxquant.simulate.quantizers import ActivationQuantizer, RoundedWeightQuantizer, WeightQuantizer
 from fxquant.simulate.recurrent import QuantizedRecurrent
-from fxquant.simulate.weight_fit import WeightRefusal
+from fxquant.simulate.weight_fit import WeightRefusal, stored_integers
 from fxquant.spec import QParams
 from passes import FusedLayer
 from passes.fold_batch_norm import BATCH_NORMS
@@ -110,7 +110,7 @@ def to_simulated(
 ) -> tuple[fx.GraphModule, Mapping[str, str]]:
     """A simulated graph with what was learned, and a note by module path where one is due.
 
-    `trained` stays as it is. Weights whose codes a target refuses lose a bit, as at a compile.
+    `trained` stays as it is. Weights whose integers a target refuses lose a bit, as at a compile.
     """
     graph = copy.deepcopy(trained).cpu().eval()
     graph.requires_grad_(False)
@@ -118,12 +118,11 @@ def to_simulated(
     notes: dict[str, str] = {}
     for weight, quantizer, place in _weights(graph, TrainableWeight):
         qparams = quantizer.qparams(weight)
-        narrow = max(abs(qparams.qmin), qparams.qmax) <= 64
-        reason = "" if narrow or refusal is None else refusal(qparams.quantize(weight))
-        if reason:
+        path = paths[id(quantizer)].removesuffix(".weight_quantizer")
+        while refusal is not None and (reason := refusal(stored_integers(weight, qparams))):
             qparams = _one_bit_less(qparams)
-            path = paths[id(quantizer)].removesuffix(".weight_quantizer")
-            notes[path] = f"{path}: weights in 7 bits after training, because {reason}"
+            bits = (qparams.qmax - qparams.qmin).bit_length()
+            notes[path] = f"{path}: weights in {bits} bits after training, because {reason}"
         place(WeightQuantizer(qparams))
     for path, module in list(graph.named_modules(remove_duplicate=False)):
         if isinstance(module, TrainableActivation):

@@ -12,6 +12,10 @@ from fxquant.spec import Granularity, Options, QuantSpec, Scheme, check_options,
 __all__ = ["ActivationRecipe", "CalibrationRecipe", "OperationRecipe", "WeightRecipe"]
 
 
+_AFFINE_BITS = 4
+"""Up to how many bits weights are affine unless a recipe says otherwise."""
+
+
 def _is_observer(value: object) -> str | None:
     if not isinstance(value, str):
         return "must be a text"
@@ -29,7 +33,11 @@ class WeightRecipe(Table):
     where: ClassVar[str] = "weights"
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, "float"] = key(8, 'of a code; "float": they stay float.')
-    scheme: Scheme = key("symmetric", "whether the zero point is fixed.")
+    scheme: Literal["auto", "symmetric", "affine"] = key(
+        "auto",
+        "whether the zero point is fixed. auto: symmetric above 4 bits, at up to 4 bits affine, "
+        "whose 2^b levels a channel are one more and lie where the weights do.",
+    )
     granularity: Granularity = key("per_channel", "what has a scale of its own.")
     observer: str = key("mse", "the range estimator, see `OBSERVERS`.", check=_is_observer)
     options: Options = key((), "the estimator's parameters.", check=is_table)
@@ -46,13 +54,18 @@ class WeightRecipe(Table):
             return None
         return QuantSpec(
             bits=self.bits,
-            scheme=self.scheme,
+            scheme=self._scheme(self.bits),
             granularity=self.granularity,
             observer=self.observer,
             options=self.options,
             reduce_range=self.reduce_range,
             kind="weight",
         )
+
+    def _scheme(self, bits: int) -> Scheme:
+        if self.scheme != "auto":
+            return self.scheme
+        return "affine" if bits <= _AFFINE_BITS else "symmetric"
 
 
 @dataclass(frozen=True)

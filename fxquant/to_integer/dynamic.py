@@ -51,8 +51,11 @@ def _weight(
     conversion: Conversion, path: str, weight: Tensor, quantizer: nn.Module | None
 ) -> tuple[fx.Node, fx.Node]:
     assert isinstance(quantizer, WeightQuantizer)
-    codes = conversion.constant(path, quantizer.quantize(weight.detach()))
-    return codes, conversion.constant(f"{path}_scale", quantizer.qparams.scale)
+    integers, zero_point = quantizer.integers(weight.detach())
+    assert zero_point is None, "check_dynamic refuses weights that need one"
+    return conversion.constant(path, integers), conversion.constant(
+        f"{path}_scale", quantizer.qparams.scale
+    )
 
 
 def _emit_recurrent(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.simulate.quantizers import WeightQuantizer
+from fxquant.simulate.quantizers import WeightQuantizer, without_zero_point
 from fxquant.spec import QParams
 from fxquant.to_integer.conversion import OPS, Conversion, Integers
 from fxquant.to_integer.grid import Grid
@@ -46,19 +46,17 @@ class LayerIntegers:
 def weight_constants(
     conversion: Conversion, path: str, layer: Any, quantizer: WeightQuantizer, qparams: QParams
 ) -> tuple[fx.Node, fx.Node | None]:
-    """A layer's integer weight and its zero point.
+    """A layer's integer weight, and its zero point where it needs one.
 
     `qparams` is the quantizer's grid, or a coarser one that a bias needs.
     """
     same = torch.equal(qparams.scale, quantizer.qparams.scale)
     codes = (quantizer if same else qparams).quantize(layer.weight.detach())
-    weight = conversion.constant(f"{path}.weight", codes)
-    zero_point = None
-    if bool((qparams.zero_point != 0).any()):
-        zero_point = conversion.constant(
-            f"{path}.weight_zero_point", qparams.zero_point.to(torch.int32)
-        )
-    return weight, zero_point
+    integers, zero_point = without_zero_point(codes, qparams)
+    weight = conversion.constant(f"{path}.weight", integers)
+    if zero_point is None:
+        return weight, None
+    return weight, conversion.constant(f"{path}.weight_zero_point", zero_point)
 
 
 def layer_integers(conversion: Conversion, node: fx.Node, grid: Grid | None) -> LayerIntegers:

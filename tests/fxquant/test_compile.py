@@ -305,11 +305,26 @@ def test_named_recipes_compile_and_run(name: str, target: str) -> None:
     assert sqnr_db(model(images()), q(images())) > limit
 
 
-def test_recipes_below_8_bits_use_fewer_codes() -> None:
-    q = compiled(recipe="w4a8")
-    weight = q.stages["integer"].get_buffer("conv1.weight")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("activations", [8, 32])
+@pytest.mark.parametrize("method", ["", "_gptq", "_adaround"])
+def test_weights_of_few_bits_have_all_levels_in_each_channel_and_no_zero_point(
+    bits: int, activations: int, method: str
+) -> None:
+    changes = {"reconstruction.iterations": 10} if method == "_adaround" else {}
+    q = compiled(recipe=f"w{bits}a{activations}{method}", changes=changes, target="reference")
+    integer = q.stages["integer"]
+    weight = integer.get_buffer("conv1.weight").flatten(1).int()
+    assert max(int(row.max() - row.min()) for row in weight) == 2**bits - 1
+    assert not any("weight_zero_point" in name for name, _ in integer.named_buffers())
+    # x86 rounds in another order, by one step at most.
+    assert sqnr_db(q(images()), q.to_target("x86")(images())) > 30
+
+
+def test_8_bit_weights_are_symmetric() -> None:
+    weight = compiled().stages["integer"].get_buffer("conv1.weight")
     assert weight.dtype == torch.int8
-    assert int(weight.abs().max()) == 7
+    assert weight.flatten(1).abs().amax(1).tolist() == [127] * 8
 
 
 def test_head_and_stem_have_8_bits() -> None:
@@ -317,7 +332,7 @@ def test_head_and_stem_have_8_bits() -> None:
     largest = {
         n: int(integer.get_buffer(f"{n}.weight").abs().max()) for n in ("stem", "conv1", "head")
     }
-    assert largest["conv1"] == 7
+    assert largest["conv1"] <= 15
     assert min(largest["stem"], largest["head"]) > 100
 
 

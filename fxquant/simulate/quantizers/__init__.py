@@ -2,6 +2,16 @@
 
 from fxquant.simulate.quantizers.activation import ActivationQuantizer
 from fxquant.simulate.quantizers.affine import AffineQuantizer
-from fxquant.simulate.quantizers.weight import RoundedWeightQuantizer, WeightQuantizer
+from fxquant.simulate.quantizers.weight import (
+    RoundedWeightQuantizer,
+    WeightQuantizer,
+    without_zero_point,
+)
 
-__all__ = ["ActivationQuantizer", "AffineQuantizer", "RoundedWeightQuantizer", "WeightQuantizer"]
+__all__ = [
+    "ActivationQuantizer",
+    "AffineQuantizer",
+    "RoundedWeightQuantizer",
+    "WeightQuantizer",
+    "without_zero_point",
+]

@@ -17,6 +17,32 @@ class WeightQuantizer(AffineQuantizer):
     def __init__(self, qparams: QParams, *, enabled: bool = True) -> None:
         super().__init__(qparams, enabled=enabled)
 
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is stored for a weight: int8 of its shape, and a zero point where it needs one."""
+        return without_zero_point(self.quantize(weight), self.qparams)
+
+
+def without_zero_point(codes: Tensor, qparams: QParams) -> tuple[Tensor, Tensor | None]:
+    """``q - z`` for the codes q of a grid, and None; q and z where the difference leaves int8.
+
+    The real value is ``s * (q - z)``, so that kernels need no zero point of a weight. With up to
+    7 bits the difference always fits.
+
+    Args:
+        codes: int8 of the weight's shape.
+        qparams: the grid.
+
+    Returns:
+        int8 of the shape of `codes`; None or int32 of the shape of the grid's scale.
+    """
+    steps = codes.to(torch.int32) - qparams.aligned(qparams.zero_point, codes.dim())
+    narrow = steps.to(torch.int8)
+    return (
+        (narrow, None)
+        if torch.equal(narrow.to(torch.int32), steps)
+        else (codes, qparams.zero_point)
+    )
+
 
 class RoundedWeightQuantizer(WeightQuantizer):
     """Maps a weight to codes that something better than nearest rounding has chosen.

@@ -339,7 +339,7 @@ def test_a_failed_check_exits_with_1(
         (("recipes", "auto", MODEL), "give --size-budget BYTES or --ratio R"),
         (("recipes", "auto", "--ratio", "4"), "needs a model"),
         (("recipes", "auto", MODEL, "--ratio", "4"), "add --calibration DIR"),
-        (("recipes", "auto", MODEL, *CALIBRATION, "--ratio", "9"), "too small"),
+        (("recipes", "auto", MODEL, *CALIBRATION, "--ratio", "17"), "too small"),
         (("recipes", "auto", MODEL, "--ratio", "4", "--fix", "fc"), "is no LAYER=BITS"),
         (("recipes", "auto", "--ratio", "4", "--measured", "w.safetensors"), "is not what"),
         (("compare", MODEL, "--ops", "--evaluate", "images", *PIXELS), "add --calibration DIR"),

@@ -218,7 +218,7 @@ def test_many_sizes_are_counted_in_coarser_units_within_the_budget() -> None:
     [
         ({}, "a size budget in bytes or a ratio"),
         ({"size_budget_bytes": 100, "ratio": 4}, "one of the two"),
-        ({"size_budget_bytes": 40}, "too small: the weights take at least 100 bytes"),
+        ({"size_budget_bytes": 40}, "too small: the weights take at least 51 bytes"),
         ({"ratio": -1}, "must be positive"),
         ({"ratio": 4, "fixed": {"d": 4}}, "no layer 'd'"),
         ({"ratio": 4, "fixed": {"a": 5}}, "a was not measured at 5 bits"),
