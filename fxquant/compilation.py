@@ -29,7 +29,7 @@ from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe, learned_methods
 from fxquant.report.dump import dump_stage
 from fxquant.simulate.calibration_set import CalibrationSet
-from fxquant.simulate.correct_bias import CorrectBias
+from fxquant.simulate.correct_bias import CorrectBias, InputMeans
 from fxquant.simulate.simulation_passes import SIMULATION_PASSES
 from passes import Pass, PassError, PassRecord, Pipeline, UnsupportedGraphError
 from passes.infra.reproducer import write_reproducer
@@ -88,7 +88,8 @@ class Compilation:
 
     `stages` are the graphs by name, the last of which may be unfinished; `records` are those of
     all passes that ran, `notes` are for the report. `probe` is one sample of the data, on which
-    passes are verified.
+    passes are verified. `means` are the inputs' means of layers whose biases are to be corrected
+    once their weights are rounded.
     """
 
     request: Request
@@ -99,6 +100,7 @@ class Compilation:
     notes: tuple[str, ...] = ()
     leaf_reasons: Mapping[str, str] = field(default_factory=dict)
     plan: Plan | None = None
+    means: InputMeans | None = None
     coverage: tuple[CoverageRow, ...] = ()
 
     @property

@@ -172,8 +172,7 @@ def plan_and_simulate(c: Compilation) -> Compilation:
     simulated = c.stages["simulated"]
     link_forms(simulated)
     means = InputMeans(simulated)
-    # A rounding that looks at the outputs leaves their means where they are.
-    corrects = recipe.bias_correction and recipe.reconstruction.method == "none"
+    corrects = recipe.bias_correction and not recipe.reconstruction.learned
     images = recipe.reconstruction.scale_images if recipe.reconstruction.learned else 0
     calibrate(
         simulated,
@@ -182,10 +181,7 @@ def plan_and_simulate(c: Compilation) -> Compilation:
         batches=c.data.batches if not images else None,
         progress=c.request.progress,
     )
-    if not corrects:
-        return c
-    c = c.run("simulated", simulated, [CorrectBias(means)], invariant)
-    return c.noting(c.records[-1].notes)
+    return replace(c, means=means if corrects else None)
 
 
 def round_weights(c: Compilation) -> Compilation:
@@ -212,7 +208,13 @@ def round_weights(c: Compilation) -> Compilation:
             device=c.request.device,
             progress=progress,
         )
-    return c.noting(notes).finished("simulated")
+    c = c.noting(notes)
+    if c.means is not None:
+        assert c.plan is not None
+        invariant = partial(check_simulated_graph, plan=c.plan)
+        c = c.run("simulated", c.stages["simulated"], [CorrectBias(c.means)], invariant)
+        c = c.noting(c.records[-1].notes)
+    return c.finished("simulated")
 
 
 def lower(c: Compilation) -> CompiledModel:

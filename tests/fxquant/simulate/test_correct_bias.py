@@ -41,6 +41,20 @@ def test_the_mean_of_the_output_is_kept(name: str) -> None:
     assert (means(off(x)) - expected).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["plain", "without bias", "grouped"])
+def test_the_mean_of_the_output_is_kept_behind_gptq_too(name: str) -> None:
+    layer = nn.Sequential(LAYERS[name]()).eval()
+    x = images(channels=4).abs()
+    changes = {"weights.bits": 2, "reconstruction.method": "gptq"}
+    off, on = (
+        compiled(layer, {**changes, "bias_correction": corrected}, recipe="w8a32", calibration=x)
+        for corrected in (False, True)
+    )
+    expected = means(layer(x))
+    assert (means(on(x)) - expected).abs().max() < 1e-5
+    assert (means(off(x)) - expected).abs().max() > 1e-4
+
+
 def test_a_linear_layer_over_tokens() -> None:
     layer = nn.Sequential(nn.Linear(6, 5)).eval()
     x = torch.randn(3, 7, 6) + 1
