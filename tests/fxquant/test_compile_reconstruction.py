@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.errors import ArtifactError, CompileError, RecipeError
 from fxquant.reconstruct import loop
-from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
+from fxquant.simulate.quantizers import WeightQuantizer
 from passes import FusedLayer
 from tests.fxquant.small_networks import Residual, images
 
@@ -48,9 +48,8 @@ def codes(q: fxquant.CompiledModel) -> dict[str, Tensor]:
         if isinstance(layer, FusedLayer):
             quantizer = layer.weight_quantizer
             assert isinstance(quantizer, WeightQuantizer)
-            rounded = isinstance(quantizer, RoundedWeightQuantizer)
-            weight = layer.layer.weight.detach()
-            found[path] = quantizer.codes if rounded else quantizer.qparams.quantize(weight)
+            found[path], zero_point = quantizer.integers(layer.layer.weight.detach())
+            assert zero_point is None
     return found
 
 
@@ -94,7 +93,7 @@ def test_the_integer_graph_holds_the_codes_that_were_learned() -> None:
 def test_notes_of_the_rounding_are_in_the_report(method: str) -> None:
     notes = compiled(f"w4a8_{method}", {"reconstruction.iterations": 4}).report.notes
     assert any(note.startswith(("reconstruction of conv1", "gptq")) for note in notes)
-    assert not any("bias" in note for note in notes)
+    assert any("bias correction" in note for note in notes) == (method == "gptq")
 
 
 def test_a_learned_rounding_may_start_from_the_closed_form() -> None:
