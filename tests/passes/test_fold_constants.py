@@ -158,3 +158,11 @@ def test_leaves_a_layer_in_training_mode_to_the_run() -> None:
     graph_module.get_submodule("norm").train()
     found = check(FoldConstants(), graph_module, torch.randn(3, 4), modified=False)
     assert found.operations == {"add": 1, "batchnorm1d": 1}
+
+
+def test_leaves_what_a_later_call_writes_into_to_the_run() -> None:
+    model = Function(
+        lambda self, x: torch.mul(self.weight, 2).add_(x), weight=nn.Parameter(torch.randn(3))
+    )
+    found = check(FoldConstants(), model, torch.randn(3), modified=False)
+    assert found.operations == {"mul": 1, ".add_": 1}

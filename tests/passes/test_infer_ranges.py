@@ -255,3 +255,30 @@ def test_values_lie_in_their_ranges(function: Callable[..., Any], scale: float) 
             return value
 
     Watch(graph_module).run(image(4) * scale)
+
+
+def test_a_range_is_forgotten_where_nothing_is_known_any_more() -> None:
+    graph_module = ranges(make(lambda self, x: torch.neg(F.relu(x))))
+    (relu,) = [node for node in graph_module.graph.nodes if node.name == "relu"]
+    assert is_non_negative(relu)
+    del relu.meta["tensor"]
+    InferRanges().run(graph_module)
+    assert "range" not in relu.meta
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: F.leaky_relu(torch.clamp(x, min=-2, max=1), negative_slope=-0.5),
+        lambda self, x: F.elu(x, alpha=-1.0),
+        lambda self, x: torch.div(torch.clamp(x, min=0.5, max=1), 1.0, rounding_mode="floor"),
+    ],
+    ids=["leaky relu that rises", "elu that rises", "division that rounds"],
+)
+def test_nothing_is_claimed_of_a_function_with_other_settings(function: Callable[..., Any]) -> None:
+    assert result(function) == WHOLE
+
+
+def test_rows_that_an_embedding_scales_are_not_those_stored() -> None:
+    rows = nn.Embedding(5, 4, max_norm=1.0)
+    assert result(lambda self, x: self.rows(x), torch.tensor([[1, 2]]), rows=rows) == WHOLE
