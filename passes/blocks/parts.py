@@ -86,9 +86,7 @@ def _prepares_layer(part: Part, node: fx.Node) -> bool:
 
 ATTACHMENTS = (
     Attachment("completes it in the same shape", True, _completes),
-    Attachment(
-        "prepares a layer", False, lambda part, node: not part.region or not is_tensor(node)
-    ),
+    Attachment("prepares a layer", False, _prepares_layer),
     Attachment("reshapes what it gives", True, lambda part, node: is_tensor(node)),
     Attachment("prepares a region", False, lambda part, node: True),
 )
