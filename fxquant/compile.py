@@ -22,6 +22,7 @@ from fxquant.even_out import measured_rewrites
 from fxquant.frontend.inputs import arguments
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import coverage
+from fxquant.plan.node_recipe import selectable
 from fxquant.plan.plan import make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe
@@ -134,7 +135,7 @@ def front_end(c: Compilation) -> Compilation:
     c = replace(c, leaf_reasons=traced.leaf_reasons)
     c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
     _check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
-    c.recipe.check_selectors(*_modules(c.stages["float"]))
+    c.recipe.check_selectors(*selectable(c.stages["float"]))
     return c.finished("float")
 
 
@@ -284,20 +285,6 @@ def _check_same_outputs(
             f"{type(model).__name__} computes something else than what was traced of it: {error}; "
             "does forward depend on random numbers, or on what it was called with before?"
         ) from error
-
-
-def _modules(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
-    """What selectors may name: the modules of the model, with the types of those called."""
-    types = {
-        str(node.target): type(graph.get_submodule(str(node.target))).__name__
-        for node in graph.graph.nodes
-        if node.op == "call_module"
-    }
-    paths = {node.meta.get("module_path") or "" for node in graph.graph.nodes} | set(types)
-    parents = {
-        ".".join(path.split(".")[:depth]) for path in paths for depth in range(path.count(".") + 1)
-    }
-    return sorted((paths | parents) - {""}), types
 
 
 def _check_anything_quantized(c: Compilation) -> None:

@@ -61,3 +61,17 @@ class NodeRecipe:
         if node is self.first_layer:
             return "first"
         return "last" if node is self.last_layer else ""
+
+
+def selectable(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
+    """What selectors may name: the modules of the model, with the types of those called."""
+    types = {
+        str(node.target): type(graph.get_submodule(str(node.target))).__name__
+        for node in graph.graph.nodes
+        if node.op == "call_module"
+    }
+    paths = {node.meta.get("module_path") or "" for node in graph.graph.nodes} | set(types)
+    parents = {
+        ".".join(path.split(".")[:depth]) for path in paths for depth in range(path.count(".") + 1)
+    }
+    return sorted((paths | parents) - {""}), types
