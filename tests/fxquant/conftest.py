@@ -9,6 +9,7 @@ import pytest
 from fxquant.backends.native import build, executor
 from fxquant.backends.native.params import params_types
 from fxquant.backends.native.unit import unit_text
+from tests.fxquant.backends.native.kernels import SANITIZERS
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +25,5 @@ def native(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason:
         pytest.skip(reason)
     monkeypatch.setenv("FXQUANT_CACHE", str(shared_cache))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *SANITIZERS))
     monkeypatch.setattr(executor, "unit_text", lambda kernels: unit_text(params_types()))

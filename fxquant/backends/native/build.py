@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fxquant.backends.native.params import KERNELS_FOLDER
@@ -100,9 +102,9 @@ def build(text: str) -> Path:
     path = cache_folder() / f"{key.hexdigest()[:40]}.so"
     if _is_whole(path):
         return path
-    with tempfile.TemporaryDirectory(prefix="build-", dir=cache_folder()) as folder:
-        source, library = Path(folder) / "unit.cpp", Path(folder) / "unit.so"
-        source.write_text(text)
+    with _room() as folder:
+        source, library = folder / "unit.cpp", folder / "unit.so"
+        _replace(source, text.encode())
         command = [found, *FLAGS, f"-I{KERNELS_FOLDER}", str(source), "-o", str(library)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -116,6 +118,22 @@ def build(text: str) -> Path:
             )
         _write(path, library.read_bytes())
     return path
+
+
+@contextmanager
+def _room() -> Iterator[Path]:
+    """A folder of the cache for one build. Raises TargetError where nothing can be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="build-", dir=cache_folder()) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise _cannot_write(cache_folder(), error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> TargetError:
+    return TargetError(
+        f"cannot write {path}: {error}; make room, or set FXQUANT_CACHE to another folder"
+    )
 
 
 def _headers() -> list[Path]:
@@ -137,9 +155,7 @@ def _write(path: Path, data: bytes) -> None:
         _replace(path, data)
         _replace(_hash_file(path), hashlib.sha256(data).hexdigest().encode())
     except OSError as error:
-        raise TargetError(
-            f"cannot write {path}: {error}; make room, or set FXQUANT_CACHE to another folder"
-        ) from error
+        raise _cannot_write(path, error) from error
 
 
 def _replace(path: Path, data: bytes) -> None:

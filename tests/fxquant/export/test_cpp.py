@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.backends.native import executor
-from fxquant.backends.native.build import why_unavailable
+from fxquant.backends.native.build import compiler, why_unavailable
 from fxquant.compiled import CompiledModel
 from fxquant.errors import InputError, TargetError
 from fxquant.export.whole import whole_program
@@ -38,11 +38,12 @@ class TwoOutputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.each = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.other = nn.Conv2d(8, 8, 1)
         self.second = nn.Conv2d(8, 4, 3)
 
     def forward(self, late: Tensor, x: Tensor) -> dict[str, Any]:
-        features = self.first(x).relu()
+        features = nn.functional.max_pool2d(self.each(self.first(x).relu()), 3, 1, 1)
         both = features + self.other(late).relu()
         return {"classes": self.second(both), "features": [features]}
 
@@ -102,6 +103,40 @@ def test_self_test_passes_with_an_empty_environment(exported: Any, isa: str | No
     assert done.returncode == 0, done.stderr
     assert "every bit" in done.stdout
     assert isa is None or f"({isa}," in done.stdout
+
+
+@needs_tools
+def test_sanitizers_find_nothing_on_any_instruction_set(exported: Any, tmp_path: Path) -> None:
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    sources = (exported[0] / "model.cpp", exported[0] / "selftest.cpp")
+    folders = (f"-I{exported[0]}", f"-I{exported[0] / 'kernels'}", f'-DFOLDER="{exported[0]}"')
+    language = ("-std=c++17", "-ffp-contract=off", "-pthread", "-w")
+    subprocess.run(
+        [compiler(), *language, *flags, *folders, *sources, "-o", tmp_path / "selftest"], check=True
+    )
+    for isa in instruction_sets():
+        done = subprocess.run(
+            [tmp_path / "selftest"], env={"FXQUANT_ISA": isa}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"passed ({isa}," in done.stdout
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["Haswell", "Nehalem"])
+def test_self_test_passes_on_a_processor_without_avx512(exported: Any, cpu: str) -> None:
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None:
+        pytest.skip("needs qemu-user, which emulates other processors (apt install qemu-user)")
+    done = subprocess.run(
+        [emulator, "-cpu", cpu, exported[0] / "build" / "selftest"], capture_output=True, text=True
+    )
+    if "AVX" in done.stderr and done.returncode:
+        pytest.skip(f"this qemu cannot emulate {cpu}: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    isa = {"Haswell": "avx2", "Nehalem": "portable"}[cpu]
+    assert f"passed ({isa}," in done.stdout
 
 
 @needs_tools
@@ -340,4 +375,4 @@ def test_the_unit_of_an_export_holds_the_kernels_of_the_network_alone(
     q.export_cpp(tmp_path / "m")
     text = (tmp_path / "m" / "model.cpp").read_text()
     assert "F(conv, ConvParams)" in text
-    assert "max_pool" not in text
+    assert "avg_pool" not in text
