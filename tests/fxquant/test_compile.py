@@ -381,10 +381,45 @@ def test_weight_only_recipes_compute_in_float() -> None:
     assert not any("quantize.default" in name and "weight" not in name for name in targets)
 
 
-def test_w8a32_reads_no_statistics() -> None:
+class Depthwise(nn.Module):
+    """Separable convolutions whose inputs have means, and kernels of one column by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU6(), nn.Conv2d(16, 16, 1)),
+            *(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU6(), nn.Conv2d(16, 16, 1)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("model", [Residual, Depthwise])
+@pytest.mark.parametrize(
+    ("fewer", "more"), [("w8a32", "w8a16"), ("w4a32", "w4a16"), ("w3a32_gptq", "w3a16_gptq")]
+)
+def test_fewer_quantizers_cost_no_accuracy(
+    fewer: str, more: str, model: type[nn.Module], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    network, data = model().eval(), images(32)
+    reached = [
+        sqnr_db(network(data), compiled(network, recipe=name, calibration=data)(data))
+        for name in (fewer, more)
+    ]
+    # Errors of weights and of activations may cancel by chance: half a decibel.
+    assert reached[0] > reached[1] - 0.5
+
+
+def test_w8a32_reads_no_statistics_without_bias_correction() -> None:
     # The images say only what the inputs look like.
-    a = compiled(conv := conv_net(), recipe="w8a32", calibration=images())
-    b = compiled(conv, recipe="w8a32", calibration=images() * 100)
+    plain = {"bias_correction": False}
+    a = compiled(conv := conv_net(), plain, recipe="w8a32", calibration=images())
+    b = compiled(conv, plain, recipe="w8a32", calibration=images() * 100)
     assert torch.equal(a(images()), b(images()))
 
 
