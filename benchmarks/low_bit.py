@@ -39,7 +39,7 @@ def measure(network: real.RealNetwork, recipe: fxquant.Recipe, images: int) -> d
     }
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -48,15 +48,24 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=1024, help="calibration images")
     parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     changes = dict(fxquant.Recipe.parse_assignment(text) for text in arguments.set)
     rows: list[dict[str, Any]] = []
+    network = real.NETWORKS[arguments.name]
+    images = {
+        "calibration": results.digest(network.calibration_batches(arguments.images)),
+        "validation": results.digest(network.validation_batches()),
+    }
     for name in arguments.recipes:
         recipe = fxquant.Recipe.named(name).replace(changes)
-        rows.append(measure(real.NETWORKS[arguments.name], recipe, arguments.images))
+        rows.append(measure(network, recipe, arguments.images))
         print(tabulate(rows, headers="keys", floatfmt=".4f"), flush=True)
         if arguments.write:
-            results.write(f"low-bit-{arguments.name}-{arguments.recipes[0]}", rows)
+            results.write(f"low-bit-{arguments.name}-{arguments.recipes[0]}", rows, images=images)
 
 
 if __name__ == "__main__":
