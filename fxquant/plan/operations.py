@@ -51,7 +51,7 @@ class Kind(Enum):
     NORM = "layer norm"  # its own output scale
     NORMALIZE = "division by the norm"  # its own output scale
     TABLE = "function of one 8-bit value"  # its own output scale; 256 entries
-    POOL = "average"  # keeps the scale, rounds
+    POOL = "average"  # keeps the scale of values of one sign, rounds
     SELECT = "maximum or concatenation"  # keeps the one scale that its operands share
     MOVE = "data movement"  # keeps the scale and the integers
     SHAPE = "reads a shape"  # no tensor at all

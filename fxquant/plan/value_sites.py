@@ -14,7 +14,7 @@ from fxquant.plan.nonlinear import IntegerForm
 from fxquant.plan.operations import Kind, data_operands, layer_of
 from fxquant.plan.residual import ResidualStream
 from fxquant.spec import QParams, QuantSpec
-from passes import is_depthwise, softmax_numerators, tensor_info
+from passes import is_depthwise, is_non_negative, softmax_numerators, tensor_info
 
 __all__ = ["Decisions", "ValuePlanner", "ValueSite"]
 
@@ -148,10 +148,13 @@ class ValuePlanner:
     def _has_own_grid(self, node: fx.Node) -> bool:
         """Whether an average is not to be rounded to the grid of what it averages.
 
-        The layer behind it asks for another one, as that of 8 bits behind a feature map of 4.
+        Values of both signs cancel: what is left of them takes few steps of that grid. Or the
+        layer behind it asks for another one, as that of 8 bits behind a feature map of 4.
         """
         if self.decided.kinds[node] is not Kind.POOL:
             return False
+        if not is_non_negative(node):
+            return True
         asked = self._asked(node)
         return asked is not None and any(asked != self.spec(s) for s in data_operands(node))
 

@@ -109,11 +109,20 @@ def lower_lookup(lowering: Lowering, node: fx.Node) -> Lowered:
 
 
 def lower_pool(lowering: Lowering, node: fx.Node) -> Lowered:
-    """An average that keeps its scale; others keep the reference operator."""
+    """An average; torch's kernels keep the scale, so that another one goes through float."""
     a = operator_arguments(node)
-    if (a["x_scale"], a["x_zero_point"]) != (a["scale"], a["zero_point"]):
-        return None
     x = lowering.quantized(a["x"])
+    if (a["x_scale"], a["x_zero_point"]) == (a["scale"], a["zero_point"]):
+        return _pool(lowering, node, a, x)
+    floats = lowering.annotate(lowering.graph.call_method("dequantize", (x,)))
+    y = _pool(lowering, node, a, floats)
+    if y is None:
+        return None
+    q = lowering.emit(torch.quantize_per_tensor, y, a["scale"], a["zero_point"], torch.quint8)
+    return lowering.clamp(q, node, a["qmin"], a["qmax"])
+
+
+def _pool(lowering: Lowering, node: fx.Node, a: dict[str, Any], x: fx.Node) -> fx.Node | None:
     if node.target is OPS.mean.default:
         return lower_mean(lowering, node, a, x)
     if node.target is OPS.adaptive_avg_pool.default:

@@ -13,7 +13,7 @@ from fxquant.errors import CompileError
 from fxquant.plan.plan import Plan, make_plan
 from fxquant.plan.value_sites import ValueSite
 from fxquant.recipe import Recipe
-from passes import Canonicalize, FuseConvBnRelu, Pipeline
+from passes import Canonicalize, FuseConvBnRelu, InferRanges, Pipeline
 from tests.fxquant.small_networks import images, module
 from tests.passes.checking import float_graph
 
@@ -21,7 +21,7 @@ from tests.passes.checking import float_graph
 def planned(model: nn.Module, changes: dict[str, Any] | None = None, *inputs: Tensor) -> Plan:
     graph_module = float_graph(model)
     probe = inputs or (images(1),)
-    Pipeline([Canonicalize(), FuseConvBnRelu()]).run(graph_module, probe)
+    Pipeline([Canonicalize(), FuseConvBnRelu(), InferRanges()]).run(graph_module, probe)
     return make_plan(graph_module, Recipe.named("w8a8").replace(changes or {}))
 
 
@@ -55,9 +55,18 @@ def test_concatenation_shares_one_quantizer() -> None:
     assert site_of(plan, "a") is not site_of(plan, "x")
 
 
-def test_pooling_keeps_the_grid_of_its_input() -> None:
+def test_an_average_of_both_signs_has_a_grid_of_its_own() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        return self.b(F.adaptive_avg_pool2d(F.max_pool2d(self.a(x), 2), 1))
+        return self.b(F.adaptive_avg_pool2d(self.a(x), 1))
+
+    plan = planned(module(forward, a=conv(), b=conv(4)))
+    assert site_of(plan, "a").nodes == ("a",)
+    assert site_of(plan, "adaptive_avg_pool2d").nodes == ("adaptive_avg_pool2d",)
+
+
+def test_pooling_of_one_sign_keeps_the_grid_of_its_input() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(F.adaptive_avg_pool2d(F.max_pool2d(F.relu(self.a(x)), 2), 1))
 
     plan = planned(module(forward, a=conv(), b=conv(4)))
     assert site_of(plan, "a") is site_of(plan, "adaptive_avg_pool2d")
