@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from fxquant.backends import candidates
+from fxquant.compiled import CompiledModel
 from fxquant.errors import (
     CalibrationError,
     CompileError,
@@ -23,6 +24,7 @@ from fxquant.errors import (
     nearest,
 )
 from fxquant.even_out import measured_rewrites
+from fxquant.frontend.prepare import check_kind
 from fxquant.plan.coverage import CoverageRow
 from fxquant.plan.plan import Plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
@@ -65,8 +67,12 @@ class Request:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, nn.Module):
-            raise ModelError(f"a model is an nn.Module, found a {type(self.model).__name__}")
+        check_kind(self.model)
+        for path, parameter in self.model.named_parameters():
+            if parameter.is_meta:
+                raise ModelError(f"{path} is on the meta device, without values: load the weights")
+        if isinstance(self.model, CompiledModel):
+            raise ModelError("the model is compiled already: compile the float model")
         if not isinstance(self.recipe, Recipe):
             raise RecipeError(
                 f"a recipe is a Recipe or the name of one, found a {type(self.recipe).__name__}: "
@@ -195,6 +201,11 @@ def begin(request: Request, calibration: Any) -> Compilation:
     recipe = request.recipe
     if calibration is None:
         if not recipe.calibration.source:
+            if recipe.dynamic:
+                raise CalibrationError(
+                    "no example input: pass calibration=x, one batch; dynamic quantization "
+                    "estimates no ranges, but the model is traced and checked on it"
+                )
             raise CalibrationError(
                 "no calibration data: pass calibration=batches, or name a folder in the "
                 "recipe's calibration.source"

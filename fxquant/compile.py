@@ -17,7 +17,7 @@ from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
 from fxquant.compilation import Compilation, Request, begin, reproducible
 from fxquant.compiled import CompiledModel, lower_compiled
-from fxquant.errors import CompileError, TraceError
+from fxquant.errors import CompileError, ModelError, TraceError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.inputs import arguments
 from fxquant.frontend.trace import trace
@@ -133,6 +133,7 @@ def front_end(c: Compilation) -> Compilation:
     traced = trace(model, c.data.names)
     c = replace(c, probe=_probe(traced.graph_module, c.data.first))
     c = replace(c, leaf_reasons=traced.leaf_reasons)
+    _check_repeatable(model, c.data.names, c.probe)
     c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
     _check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
     c.recipe.check_selectors(*selectable(c.stages["float"]))
@@ -269,6 +270,24 @@ def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     except Exception:
         return batch
     return one
+
+
+def _check_repeatable(model: nn.Module, names: Sequence[str], probe: tuple[Any, ...]) -> None:
+    outputs = []
+    for _ in range(2):
+        positional, named = arguments(model, names, copy.deepcopy(probe))
+        try:
+            with torch.no_grad():
+                outputs.append(copy.deepcopy(model(*positional, **named)))
+        except Exception:
+            return  # the run of the graph says at which operation
+    try:
+        check_equivalent(*outputs, name="a second call")
+    except VerificationError as error:
+        raise ModelError(
+            f"{type(model).__name__} gives other outputs when it is called again with the same "
+            "inputs: take random numbers and counters of calls out of forward"
+        ) from error
 
 
 def _check_same_outputs(

@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from fxquant.artifact.file import save_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import lower_fastest
-from fxquant.errors import InputError
+from fxquant.errors import CompileError, InputError, nearest
 from fxquant.export import export_cpp
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
 from fxquant.report.summary import check_summary, quantizer_rows
 from fxquant.to_integer import to_checked_integer
+from passes import PassError
 
 __all__ = ["CompiledModel", "lower_compiled", "with_simulated"]
 
@@ -51,7 +52,7 @@ class CompiledModel(nn.Module):
         super().__init__()
         # Stages share tensors with the caller's model: as children they would move and be saved
         # with this module although only one of them runs.
-        self.__dict__["stages"] = dict(stages)
+        self.__dict__["stages"] = _Stages(stages)
         self.target = target
         self.recipe = recipe
         self.report = report
@@ -156,6 +157,14 @@ class CompiledModel(nn.Module):
             overwrite=overwrite,
         )
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows: the model, recipe, target, share on integers and size."""
+        report = self.report
+        return (
+            f"{report.model}, recipe {report.recipe}, target {self.target}, "
+            f"int8 {report.int8_share:.2%}, {report.size_bytes / 1e6:.2f} MB"
+        )
+
     def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         graph = self.stages["integer"].graph
         names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
@@ -180,6 +189,16 @@ class CompiledModel(nn.Module):
         return "the input does not fit"
 
 
+class _Stages(dict[str, fx.GraphModule]):
+    """The graphs by name; asking for one that is not there says which are."""
+
+    def __missing__(self, name: str) -> fx.GraphModule:
+        raise InputError(
+            f"there is no stage {name!r}, there are {', '.join(self)}{nearest(name, self)}; a "
+            "loaded file holds the integer graph alone"
+        )
+
+
 def lower_compiled(
     stages: Mapping[str, fx.GraphModule],
     target: str,
@@ -195,7 +214,10 @@ def lower_compiled(
     has to say part of the report.
     Raises TargetError for a target that is unknown or not available here.
     """
-    chosen, lowered, why = lower_fastest(stages["integer"], target, example)
+    try:
+        chosen, lowered, why = lower_fastest(stages["integer"], target, example)
+    except PassError as error:
+        raise CompileError(f"{target} graph: {error}") from error
     target = chosen.name
     report = replace(
         report,

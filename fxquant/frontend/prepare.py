@@ -7,15 +7,16 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-from fxquant.errors import ModelError
+from fxquant.errors import ModelError, TraceError
 from passes import overrides_forward
 
 __all__ = [
     "FloatLeaf",
     "LayerRoot",
+    "check_kind",
     "check_mode",
     "check_weights",
     "drops_or_learns",
@@ -77,6 +78,34 @@ def is_leaf(module: nn.Module) -> bool:
     if isinstance(module, (FloatLeaf, torch.jit.ScriptModule)):
         return True
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, _TRANSPARENT)
+
+
+def check_kind(model: Any) -> None:
+    """Raise ModelError, TraceError for what is not a float module of Python code and float32."""
+    if isinstance(model, torch.export.ExportedProgram):
+        raise ModelError("the model is an ExportedProgram: hand in the nn.Module it came from")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model is an nn.Module, found a {type(model).__name__}")
+    model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("the model is a TorchScript module: hand in the nn.Module it came from")
+    if isinstance(model, fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+        for node in model.graph.nodes
+    ):
+        raise ModelError(
+            "the model is a graph of aten operators: hand in the nn.Module it came from"
+        )
+    for path, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise ModelError(
+                f"{path or 'the model'} is a {type(module).__name__} that torch has quantized: "
+                "hand in the float model"
+            )
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes and torch.float32 not in dtypes:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ModelError(f"the model's weights are {names}: call model.float() before compiling")
 
 
 def check_mode(model: nn.Module) -> None:

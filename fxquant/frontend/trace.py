@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from fxquant.errors import CalibrationError, ModelError, TraceError
 from fxquant.frontend.doctor import diagnose
 from fxquant.frontend.prepare import (
     FloatLeaf,
+    check_kind,
     check_mode,
     check_weights,
     prepare,
@@ -47,11 +47,8 @@ def trace(model: nn.Module, inputs: int | Sequence[str] | None = None) -> Traced
     where the root module itself cannot be traced, CalibrationError where `forward` takes another
     number of inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"a model is an nn.Module, found {type(model).__name__}")
+    check_kind(model)
     model = unwrap(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("the model is a TorchScript module: hand in the nn.Module it came from")
     check_mode(model)
     check_weights(model)
     root, reasons = prepare(model)

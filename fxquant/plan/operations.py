@@ -140,7 +140,7 @@ _CURVED = (
 )
 
 OPERATIONS: dict[Any, Row] = {
-    nn.Linear: Row(Kind.LAYER),
+    nn.Linear: Row(Kind.LAYER, refusals.linear),
     **_rows(_CONVOLUTIONS, Row(Kind.LAYER, refusals.convolution)),
     **_rows(
         _TRANSPOSED,

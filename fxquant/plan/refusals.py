@@ -27,7 +27,16 @@ def always(what: str) -> Callable[[fx.Node, Any], str]:
     return lambda node, module: f"{what} {_ALONE}"
 
 
+def linear(node: fx.Node, module: Any) -> str:
+    info = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
+    vector = info is not None and len(info.shape) < 2
+    return "a vector without a batch dimension has no integer form: give batches" if vector else ""
+
+
 def convolution(node: fx.Node, module: Any) -> str:
+    info = tensor_info(node.all_input_nodes[0]) if node.all_input_nodes else None
+    if info is not None and len(info.shape) < module.weight.dim():
+        return "an image without a batch dimension has no integer form: give batches"
     if module.padding_mode != "zeros":
         return f"padding mode {module.padding_mode!r} has no integer form"
     if module.padding == "same":

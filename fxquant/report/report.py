@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,8 @@ from tabulate import tabulate
 
 from fxquant.plan.coverage import CoverageRow
 from passes import PassRecord
+
+_FLOAT_OPERAND = re.compile(r"its operand (\S+) is float")
 
 __all__ = ["QuantizerRow", "Refusal", "Report"]
 
@@ -186,13 +189,16 @@ class Report:
 
     def _float(self) -> str:
         reasons = Counter(
-            (row.operation, row.reason, row.macs != 0) for row in self.coverage if row.reason
+            (row.operation, self._root_cause(row), row.macs != 0)
+            for row in self.coverage
+            if row.reason
         )
         if not reasons:
             return "every operation runs on integers"
         macs: dict[tuple[str, str, bool], list[int | None]] = {}
         for row in self.coverage:
-            macs.setdefault((row.operation, row.reason, row.macs != 0), []).append(row.macs)
+            key = (row.operation, self._root_cause(row), row.macs != 0)
+            macs.setdefault(key, []).append(row.macs)
         rows = [
             (name, count, _share(macs[name, reason, heavy], self.macs), reason)
             for (name, reason, heavy), count in reasons.items()
@@ -200,6 +206,16 @@ class Report:
         return "not on integers:\n" + tabulate(
             rows, ("operation", "count", "share of MACs", "reason")
         )
+
+    def _root_cause(self, row: CoverageRow) -> str:
+        """The reason, where it is a float operand: the operation behind it that has one itself."""
+        rows = {each.node: each for each in self.coverage}
+        cause = row
+        while match := _FLOAT_OPERAND.fullmatch(cause.reason):
+            if match[1] not in rows or not rows[match[1]].reason:
+                break
+            cause = rows[match[1]]
+        return row.reason if cause is row else f"it reads what {cause.operation} computes in float"
 
     def _grids(self) -> str:
         proven = [row for row in self.quantizers if row.proof]

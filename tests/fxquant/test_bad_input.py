@@ -88,6 +88,76 @@ def test_a_model_without_a_layer() -> None:
     refused(CompileError, lambda: compiled(model), "nothing would be quantized", "softmax")
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.conv(x) * self.calls
+
+
+def quantized_by_torch() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4)).eval()
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: compiled(conv_net()), ("compiled already",)),
+        (lambda: torch.export.export(conv_net(), (images(),)), ("ExportedProgram", "nn.Module")),
+        (
+            lambda: torch.export.export(conv_net(), (images(),)).module(),
+            ("aten operators", "nn.Module it came from"),
+        ),
+        (lambda: conv_net().half(), ("weights are float16", "model.float()")),
+        (lambda: conv_net(device="meta"), ("0.weight is on the meta device",)),
+        (quantized_by_torch, ("2 is a Linear that torch has quantized", "float model")),
+        (Counting().eval, ("called again", "counters of calls")),
+        (
+            lambda: module(
+                lambda s, x: s.conv(x) + torch.rand_like(x[:, :1]), conv=nn.Conv2d(3, 4, 1)
+            ),
+            ("called again", "random numbers"),
+        ),
+    ],
+)
+def test_models_that_are_none(make: Callable[[], Any], parts: tuple[str, ...]) -> None:
+    refused(ModelError, lambda: compiled(make()), *parts)
+
+
+def test_a_traced_module_of_torchscript() -> None:
+    traced = torch.jit.trace(conv_net(), images())
+    refused(TraceError, lambda: compiled(traced), "TorchScript", "nn.Module it came from")
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "part"),
+    [
+        (nn.Linear(8, 4).eval(), torch.zeros(8), "a vector without a batch dimension"),
+        (conv_net(), images()[0], "an image without a batch dimension"),
+    ],
+)
+def test_inputs_without_a_batch_dimension(model: nn.Module, example: Tensor, part: str) -> None:
+    refused(CompileError, lambda: compiled(model, calibration=[example]), part, "give batches")
+
+
+def test_dynamic_quantization_asks_for_an_example() -> None:
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    refused(CalibrationError, lambda: fxquant.compile(model, "dynamic_w8a8"), "one batch", "traced")
+
+
+def test_a_stage_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.fxq"
+    compiled(conv_net()).save(path)
+    stages = fxquant.load(path).stages
+    refused(InputError, lambda: stages["float"], "no stage 'float'", "integer, x86", "loaded file")
+
+
 # -- calibration ---------------------------------------------------------------------------------
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.plan.macs import multiply_accumulates
@@ -88,6 +90,24 @@ def test_multiply_accumulates_are_of_one_image() -> None:
     ).eval()  # fmt: skip
     rows = [row.macs for row in compiled(model).report.coverage if row.macs]
     assert rows == [64 * 4 * 27, 16 * 8 * 18, 16 * 8 * 2 * 4, 128 * 5]
+
+
+def test_reasons_are_grouped_by_their_root() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.softsign(self.conv(x))
+        return self.last(torch.cat([y.relu().abs(), y.abs().relu()], 1))
+
+    q = compiled(module(forward, conv=nn.Conv2d(3, 4, 1), last=nn.Conv2d(8, 4, 1)))
+    assert "softsign has no integer form" in str(q.report)
+    assert "it reads what softsign computes in float" in str(q.report)
+    assert "its operand relu" not in str(q.report)
+
+
+def test_a_compiled_model_shows_what_it_is() -> None:
+    assert re.fullmatch(
+        r"CompiledModel\(Residual, recipe w8a8, target x86, int8 100.00%, 0.00 MB\)",
+        repr(compiled()),
+    )
 
 
 def test_a_small_network_is_not_of_zero_million() -> None:
