@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.artifact.file import load_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
 from fxquant.compilation import Compilation, Request, begin, reproducible
-from fxquant.compiled import CompiledModel, lower_compiled
+from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
 from fxquant.errors import CompileError, ModelError, TraceError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.inputs import arguments
@@ -112,14 +111,7 @@ def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) ->
     Raises ArtifactError for a file that is missing, damaged, foreign or too new, TargetError for
     a target that is unknown or not available here.
     """
-    artifact = load_artifact(Path(path))
-    q = lower_compiled(
-        {"integer": artifact.integer},
-        target,
-        recipe=artifact.recipe,
-        report=artifact.report,
-        example=artifact.example,
-    )
+    q = load_compiled(Path(path), target)
     q.check_inputs = check_inputs
     return q
 

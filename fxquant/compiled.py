@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.artifact.file import save_artifact
+from fxquant.artifact.file import load_artifact, save_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import lower_fastest
 from fxquant.errors import CompileError, InputError, nearest
@@ -23,7 +24,7 @@ from fxquant.report.summary import check_summary, quantizer_rows
 from fxquant.to_integer import to_checked_integer
 from passes import PassError
 
-__all__ = ["CompiledModel", "lower_compiled", "with_simulated"]
+__all__ = ["CompiledModel", "load_compiled", "lower_compiled", "with_simulated"]
 
 
 class CompiledModel(nn.Module):
@@ -99,6 +100,13 @@ class CompiledModel(nn.Module):
         )
         copied.check_inputs = self.check_inputs
         return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What `save` writes; a pickle is read as `load` reads, without the float stages."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.fxq"
+            self.save(path)
+            return _from_bytes, (path.read_bytes(), self.target, self.check_inputs)
 
     def to_target(self, target: str) -> CompiledModel:
         """The same integer graph lowered to another target.
@@ -235,6 +243,27 @@ def lower_compiled(
         run=lowered.run,
         plan=plan,
     )
+
+
+def load_compiled(path: Path, target: str) -> CompiledModel:
+    """The file at `path`, lowered to `target`. Raises ArtifactError and TargetError."""
+    artifact = load_artifact(path)
+    return lower_compiled(
+        {"integer": artifact.integer},
+        target,
+        recipe=artifact.recipe,
+        report=artifact.report,
+        example=artifact.example,
+    )
+
+
+def _from_bytes(data: bytes, target: str, check_inputs: bool) -> CompiledModel:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.fxq"
+        path.write_bytes(data)
+        q = load_compiled(path, target)
+    q.check_inputs = check_inputs
+    return q
 
 
 def with_simulated(

@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
+from fxquant.frontend.prepare import FloatLeaf
 from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
 from fxquant.to_integer.functional import pair
@@ -68,7 +69,8 @@ def encode_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
     nodes = []
     for node in graph_module.graph.nodes:
         if node.op == "call_module":
-            kind = type(graph_module.get_submodule(str(node.target))).__name__
+            module = graph_module.get_submodule(str(node.target))
+            kind = type(module.module if isinstance(module, FloatLeaf) else module).__name__
             raise GraphFormatError(
                 f"module {node.target!r} ({kind}) runs in float as code, and an artefact holds no "
                 "code: compile with a model whose modules torch.fx can trace"

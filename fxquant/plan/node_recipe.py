@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
+from fxquant.frontend.prepare import FloatLeaf
 from fxquant.plan.operations import layer_of
 from fxquant.recipe import OperationRecipe, Recipe
 from fxquant.spec import QuantSpec
@@ -54,7 +55,7 @@ class NodeRecipe:
         if layer is not None:
             return type(layer).__name__
         if node.op == "call_module":
-            return type(self.root.get_submodule(str(node.target))).__name__
+            return _kind(self.root.get_submodule(str(node.target)))
         return str(getattr(node.target, "__name__", node.target))
 
     def _position(self, node: fx.Node) -> str:
@@ -66,7 +67,7 @@ class NodeRecipe:
 def selectable(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
     """What selectors may name: the modules of the model, with the types of those called."""
     types = {
-        str(node.target): type(graph.get_submodule(str(node.target))).__name__
+        str(node.target): _kind(graph.get_submodule(str(node.target)))
         for node in graph.graph.nodes
         if node.op == "call_module"
     }
@@ -75,3 +76,7 @@ def selectable(graph: fx.GraphModule) -> tuple[list[str], dict[str, str]]:
         ".".join(path.split(".")[:depth]) for path in paths for depth in range(path.count(".") + 1)
     }
     return sorted((paths | parents) - {""}), types
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module.module if isinstance(module, FloatLeaf) else module).__name__

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import operator
+import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 import fxquant
@@ -64,9 +69,8 @@ def test_holds_integer_weights(tmp_path: Path) -> None:
         metadata = json.loads(file.metadata()["fxquant"])
     assert types["weights.conv1.weight"] == torch.int8
     assert types["weights.conv1.bias"] == torch.int32
-    assert {"graph", "shapes", "recipe", "report", "versions", "format_version", "digest"} == set(
-        metadata
-    )
+    names = {"graph", "shapes", "recipe", "report", "versions", "format_version", "digest"}
+    assert set(metadata) == names | {"aliases", "golden"}
     assert set(json.loads(metadata["versions"])) >= {"fxquant", "torch"}
 
 
@@ -160,3 +164,57 @@ def test_functions_outside_the_table_are_refused() -> None:
 @pytest.mark.parametrize("word", ["load", "save", "file", "hub", "compile", "exec", "import"])
 def test_the_table_has_nothing_that_reaches_outside(word: str) -> None:
     assert not [name for name in _names().values() if word in re.split(r"[._]", name)]
+
+
+def test_no_image_is_in_the_file(tmp_path: Path) -> None:
+    q = compiled()
+    q.save(tmp_path / "m.fxq")
+    stored = load_file(tmp_path / "m.fxq")["golden.input.0"].float()
+    image = q.example[0]
+    assert stored.shape == image.shape
+    assert float(stored.min()) == pytest.approx(float(image.min()), rel=2**-11)
+    correlation = torch.corrcoef(torch.stack([stored.flatten(), image.flatten()]))[0, 1]
+    assert abs(float(correlation)) < 4 / stored.numel() ** 0.5
+
+
+def test_large_outputs_are_stored_as_a_sample(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=32)).eval()
+    compiled(model).save(tmp_path / "m.fxq")
+    assert load_file(tmp_path / "m.fxq")["golden.output.0"].numel() <= 1024
+
+
+def test_a_layer_that_is_called_twice_is_stored_once(tmp_path: Path) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.conv(self.conv(x))
+
+    q = compiled(module(forward, conv=nn.Conv2d(3, 3, 3)), target="reference")
+    q.save(tmp_path / "m.fxq")
+    stored = load_file(tmp_path / "m.fxq")
+    assert sum(tensor.shape == (3, 3, 3, 3) for tensor in stored.values()) == 1
+    x = images()
+    assert torch.equal(fxquant.load(tmp_path / "m.fxq", "reference")(x), q(x))
+
+
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        compiled().save(tmp_path / "m.fxq")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.fxq").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("target", list(fxquant.available_targets()))
+def test_a_compiled_model_is_pickled_and_copied(target: str) -> None:
+    q, x = compiled(target=target, check_inputs=False), images()
+    buffer = io.BytesIO()
+    torch.save(q, buffer)
+    buffer.seek(0)
+    copies = [
+        pickle.loads(pickle.dumps(q)),
+        torch.load(buffer, weights_only=False),
+        copy.deepcopy(q),
+    ]
+    for copied in copies:
+        assert (copied.target, copied.check_inputs) == (target, False)
+        assert torch.equal(copied(x), q(x))
