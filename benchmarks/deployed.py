@@ -70,7 +70,7 @@ KINDS: dict[str, Callable[[str, str], Run]] = {
 def main() -> None:
     if "--help" in sys.argv:
         print(f"usage: {(__doc__ or '').split('    python ')[1]}")
-        raise SystemExit
+        raise SystemExit(0)
     kind, library, model, images, outputs, began = sys.argv[1:]
     import numpy
 

@@ -234,12 +234,12 @@ def table(measured: dict[str, Any]) -> str:
         ]
         rows.append([name, *(size / 1e6 for size in sizes), *ratios])
     headers = ("", "package MB", "loaded MB", "model MB", "first result", "resident", "anonymous")
-    text = tabulate(rows, headers=headers, floatfmt=".2f")
+    text = tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github")
     return (
         f"{measured['network']}, {measured['images']} images, outputs "
         f"{'equal those' if measured['equal_to_reference'] else 'DIFFER from those'} of reference\n"
-        f"{text}\nFirst result: time from the start of Python; memory: over what Python takes with "
-        "numpy alone; both divided by the exported network's."
+        f"\n{text}\n\nFirst result: time from the start of Python; memory: over what Python takes "
+        "with numpy alone; both divided by the exported network's."
     )
 
 

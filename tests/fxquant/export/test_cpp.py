@@ -261,13 +261,19 @@ def test_damaged_weights_are_an_error_with_a_text(exported: Any, tmp_path: Path)
 
 
 @needs_tools
-def test_header_is_plain_c(exported: Any, tmp_path: Path) -> None:
+def test_header_and_the_example_of_the_readme_are_plain_c(exported: Any, tmp_path: Path) -> None:
     c = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if c is None:
         pytest.skip("needs a C compiler")
-    (tmp_path / "use.c").write_text(
-        '#include "model.h"\nint main(void) { return tiny_INT8 - 1; }\n'
+    example = (exported[0] / "README.md").read_text().partition("```c\n")[2].partition("```")[0]
+    lines = (
+        "#include <stdio.h>",
+        '#include "model.h"',
+        "int main(void) { float pixels[1], results[1];",
+        example,
+        "return 0; }",
     )
+    (tmp_path / "use.c").write_text("\n".join(lines))
     flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
     subprocess.run([c, *flags, f"-I{exported[0]}", "use.c"], cwd=tmp_path, check=True)
 
