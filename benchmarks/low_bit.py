@@ -29,6 +29,7 @@ def measure(network: real.RealNetwork, recipe: fxquant.Recipe, images: int) -> d
     found = evaluate(q, network.validation_batches(), reference=model)
     return {
         "recipe": recipe.name,
+        "seed": recipe.reconstruction.seed,
         "float_top1": found.reference.top1 if found.reference else None,
         "top1": found.top1,
         "drop": found.top1_drop,

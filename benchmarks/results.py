@@ -29,11 +29,10 @@ def write(name: str, data: Any, *, images: Mapping[str, str] | None = None) -> P
     content = {
         "command": shlex.join([*command.split(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", ":!benchmarks/results")),
+        "dirty": bool(_git("status", "--porcelain", "--", ":(top,exclude)benchmarks/results")),
         "machine": str(Machine.here()),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
-        "seed": torch.initial_seed(),
         "images": dict(images or {}),
         "results": data,
     }
