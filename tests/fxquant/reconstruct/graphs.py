@@ -57,7 +57,14 @@ def graphs(
     if images is None:
         images = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     recipe = Recipe.named("w4a8").replace(
-        {"weights.bits": 2, "activations.bits": 4, "bias_correction": False, **(changes or {})}
+        {
+            "weights.bits": 2,
+            # Three levels: the coarsest grid there is leaves the most to learn.
+            "weights.scheme": "symmetric",
+            "activations.bits": 4,
+            "bias_correction": False,
+            **(changes or {}),
+        }
     )
     data = CalibrationSet(images, model=model)
     probe = tuple(value[:1] for value in data.first)
