@@ -15,14 +15,16 @@ from fxquant.backends.native.values import Loops, Value
 from fxquant.integer.rounding import float32_scalar, rescale_factor
 
 __all__ = [
+    "codes_fields",
+    "image_fields",
     "image_loops",
     "lower_add_rescaled",
     "lower_channel_affine",
-    "lower_dequantize",
-    "lower_lookup",
     "lower_pair",
-    "lower_quantize",
     "lower_rescale",
+    "optional",
+    "plain",
+    "size_fields",
 ]
 
 OPS: Any = torch.ops.fxquant
@@ -41,7 +43,8 @@ def image_loops(
     return padded
 
 
-def _sizes(planner: Planner, loops: Loops) -> dict[str, Any]:
+def size_fields(planner: Planner, loops: Loops) -> dict[str, Any]:
+    """How often the fast kernels repeat."""
     batch, height, width, channels = loops.sizes
     return {
         "batch": planner.count(batch) if planner.batched else batch,
@@ -51,7 +54,8 @@ def _sizes(planner: Planner, loops: Loops) -> dict[str, Any]:
     }
 
 
-def _image(name: str, value: Value, strides: Sequence[int]) -> dict[str, Any]:
+def image_fields(name: str, value: Value, strides: Sequence[int]) -> dict[str, Any]:
+    """Where a value lies: its address, and the distances of samples, rows and pixels."""
     batch, row, pixel, _ = strides
     return {
         name: Planner.at(value),
@@ -71,10 +75,11 @@ def codes_fields(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def optional(planner: Planner, table: Tensor | None) -> Pointer | None:
+    """The address of a table; None is a null pointer."""
     return None if table is None else planner.data(table)
 
 
-def _plain(
+def plain(
     planner: Planner,
     kernel: str,
     operands: dict[str, Value],
@@ -109,119 +114,6 @@ def _plain(
 def _types(operands: dict[str, Value], y: Value) -> dict[str, int]:
     types = {f"{name}_type": type_number(value.dtype) for name, value in operands.items()}
     return types | {"y_type": type_number(y.dtype)}
-
-
-# -- between floats and codes --------------------------------------------------------------
-
-
-def lower_quantize(planner: Planner, node: fx.Node) -> Value:
-    """Floats of any strides to codes; the caller's NCHW becomes an image."""
-    if node in planner.ready:
-        return planner.ready[node]
-    arguments = planner.arguments(node)
-    x = planner.value(arguments["x"])
-    if x.dtype != torch.float32:
-        raise UnsupportedError(node, f"it quantizes {x.dtype}")
-    y = planner.allocate(x)
-    inverse = float(float32_scalar(1.0) / float32_scalar(arguments["scale"]))
-    fields = {"inverse": inverse, **codes_fields(arguments)}
-    work = 0.5 * math.prod(y.shape)
-    loops = None
-    if y.dtype == torch.uint8 and y.tensor.numel():
-        loops = image_loops(planner, y.shape, [y.strides, x.strides])
-        if loops is None or loops.strides[1][-1] not in (0, 1):
-            loops = None
-    planar = _planar(planner, y, x) if loops is None and y.dtype == torch.uint8 else None
-    if planar is not None or loops is not None:
-        found = planar or loops
-        assert found is not None
-        y_strides, x_strides = found.strides
-        fields |= _image("y", y, y_strides) | _sizes(planner, found)
-        fields |= {
-            "x": planner.at(x),
-            "x_batch": x_strides[0],
-            "x_row": x_strides[1],
-            "x_column": x_strides[2],
-            "x_channel": x_strides[3],
-            "fill_channels": found.sizes[3],
-        }
-        image = y.buffer.image
-        if planar is not None and image is not None and image.stride(3) == 4:
-            fields["fill_channels"] = 4
-        planner.emit("quantize", fields, (x,), (y,), work)
-        return y
-    return _plain(planner, "plain_quantize", {"x": x}, y, fields | {"y_type": type_number(y.dtype)})
-
-
-def _planar(planner: Planner, y: Value, x: Value) -> Loops | None:
-    """An image whose channels are innermost, from floats that lie in any other order."""
-    if y.tensor.dim() != 4 or y.strides[1] != 1 or not y.tensor.numel():
-        return None
-    order = (0, 2, 3, 1)
-    return Loops(
-        [y.shape[d] for d in order],
-        [[value.strides[d] for d in order] for value in (y, x)],
-    )
-
-
-def lower_dequantize(planner: Planner, node: fx.Node) -> Value:
-    """Codes to floats, written where and how they are read."""
-    arguments = planner.arguments(node)
-    x = planner.value(arguments["q"])
-    y = planner.allocate(x)
-    fields: dict[str, Any] = {
-        "scale": float(float32_scalar(arguments["scale"])),
-        "x_zero_point": arguments["zero_point"],
-    }
-    loops = None
-    if x.dtype == torch.uint8 and y.tensor.numel():
-        loops = image_loops(planner, x.shape, [x.strides, y.strides])
-    if loops is None:
-        fields["x_type"] = type_number(x.dtype)
-        return _plain(planner, "plain_dequantize", {"x": x}, y, fields)
-    x_strides, y_strides = loops.strides
-    fields |= _image("x", x, x_strides) | _sizes(planner, loops)
-    fields |= {
-        "y": planner.at(y),
-        "y_batch": y_strides[0],
-        "y_row": y_strides[1],
-        "y_column": y_strides[2],
-        "y_channel": y_strides[3],
-    }
-    planner.emit("dequantize", fields, (x,), (y,), 0.5 * math.prod(y.shape))
-    return y
-
-
-def lower_lookup(planner: Planner, node: fx.Node) -> Value:
-    """A table; nothing where the kernel in front of it has looked up already."""
-    arguments = planner.arguments(node)
-    x = planner.value(arguments["x"])
-    if planner.is_done(node):
-        return x
-    return _lookup(planner, x, planner.tensor(arguments["table"]), planner.allocate(x))
-
-
-def _lookup(planner: Planner, x: Value, table: Tensor, y: Value) -> Value:
-    fields: dict[str, Any] = {"table": planner.data(table)}
-    loops = image_loops(planner, y.shape, [y.strides, x.strides]) if y.tensor.numel() else None
-    if loops is None or loops.strides[1][-1] not in (0, 1):
-        spread = planner.loops(y.shape, y.strides, x.strides)
-        if spread is None:
-            raise UnsupportedError(planner.current, "a tensor of too many dimensions")
-        fields |= {
-            "x": planner.at(x),
-            "y": planner.at(y),
-            "shape": spread[0],
-            "y_strides": spread[1],
-            "x_strides": spread[2],
-            "samples": planner.samples(y),
-        }
-        planner.emit("plain_lookup", fields, (x,), (y,), 2.0 * math.prod(y.shape))
-        return y
-    fields |= _image("y", y, loops.strides[0]) | _image("x", x, loops.strides[1])
-    fields |= _sizes(planner, loops)
-    planner.emit("lookup", fields, (x,), (y,), 0.2 * math.prod(y.shape))
-    return y
 
 
 # -- of two tensors ------------------------------------------------------------------------
@@ -264,7 +156,7 @@ def lower_pair(planner: Planner, node: fx.Node) -> Value:
         return fast
     operands = {"a": a, "b": b}
     fields |= {"kind": _PAIRS[node.target], **_types(operands, y)}
-    return _plain(planner, "plain_pair", operands, y, fields)
+    return plain(planner, "plain_pair", operands, y, fields)
 
 
 def _fast_pair(
@@ -277,8 +169,8 @@ def _fast_pair(
     if loops is None or any(row[-1] != 1 and loops.sizes[-1] > 1 for row in loops.strides):
         return None
     y_strides, a_strides, b_strides = loops.strides
-    fields = fields | _image("y", y, y_strides) | _sizes(planner, loops)
-    fields |= _image("a", a, a_strides) | _image("b", b, b_strides)
+    fields = fields | image_fields("y", y, y_strides) | size_fields(planner, loops)
+    fields |= image_fields("a", a, a_strides) | image_fields("b", b, b_strides)
     fields["table"] = optional(planner, planner.table_behind())
     kernel = "add"
     if node.target is OPS.mul.default:
@@ -299,7 +191,7 @@ def lower_add_rescaled(planner: Planner, node: fx.Node) -> Value:
         fields[f"{name}_zero_point"] = arguments[f"{name}_zero_point"]
         fields[f"{name}_factor"] = arguments[f"{name}_multiplier"]
         fields[f"{name}_shift"] = arguments[f"{name}_shift"]
-    return _plain(planner, "plain_pair", operands, y, fields)
+    return plain(planner, "plain_pair", operands, y, fields)
 
 
 # -- with numbers of each channel ----------------------------------------------------------
@@ -324,13 +216,15 @@ def lower_channel_affine(planner: Planner, node: fx.Node) -> Value:
     if {x.dtype, y.dtype} == {torch.uint8} and y.tensor.numel() and reach < 2**30:
         loops = image_loops(planner, y.shape, [y.strides, x.strides, channels])
         if loops is not None and loops.strides[2] == [0, 0, 0, 1]:
-            fields |= _image("y", y, loops.strides[0]) | _image("x", x, loops.strides[1])
-            fields |= _sizes(planner, loops)
+            fields |= image_fields("y", y, loops.strides[0]) | image_fields(
+                "x", x, loops.strides[1]
+            )
+            fields |= size_fields(planner, loops)
             fields["table"] = optional(planner, planner.table_behind())
             planner.emit("channel_affine", fields, (x,), (y,), 0.3 * math.prod(y.shape))
             return y
     fields |= _types({"x": x}, y)
-    return _plain(planner, "plain_channel_affine", {"x": x}, y, fields, channels)
+    return plain(planner, "plain_channel_affine", {"x": x}, y, fields, channels)
 
 
 def lower_rescale(planner: Planner, node: fx.Node) -> Value:
@@ -352,4 +246,4 @@ def lower_rescale(planner: Planner, node: fx.Node) -> Value:
             "shift": planner.data(shift.expand(number).contiguous()),
         }
     )
-    return _plain(planner, "plain_rescale", {"x": x}, y, fields, channels)
+    return plain(planner, "plain_rescale", {"x": x}, y, fields, channels)

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxquant.backends.native import elementwise, floats, layers, movement, products, rows, windows
+from fxquant.backends.native import (
+    codes,
+    elementwise,
+    floats,
+    layers,
+    movement,
+    products,
+    rows,
+    windows,
+)
 from fxquant.backends.native.planner import Lower
 from passes import softmax_numerators
 
@@ -18,9 +27,9 @@ __all__ = ["LOWERINGS"]
 OPS: Any = torch.ops.fxquant
 
 LOWERINGS: Mapping[Any, Lower] = {
-    OPS.quantize.default: elementwise.lower_quantize,
-    OPS.dequantize.default: elementwise.lower_dequantize,
-    OPS.lookup.default: elementwise.lower_lookup,
+    OPS.quantize.default: codes.lower_quantize,
+    OPS.dequantize.default: codes.lower_dequantize,
+    OPS.lookup.default: codes.lower_lookup,
     OPS.add.default: elementwise.lower_pair,
     OPS.mul.default: elementwise.lower_pair,
     OPS.mul_accumulate.default: elementwise.lower_pair,

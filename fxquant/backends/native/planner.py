@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.backends.native.layouts import Layouts
+from fxquant.backends.native.emitter import UnsupportedError
+from fxquant.backends.native.memory import Memory
 from fxquant.backends.native.patterns import Attention, find_attention
-from fxquant.backends.native.steps import Count, Pointer, Step
-from fxquant.backends.native.values import Border, Buffer, Loops, Value
+from fxquant.backends.native.steps import Step
+from fxquant.backends.native.values import Buffer, Value
 from fxquant.kernels.calls import operator_arguments
 
 OPS: Any = torch.ops.fxquant
 
 __all__ = ["Lower", "Plan", "Planner", "Port", "UnsupportedError"]
-
-_RANK = 6
-_IMAGE = ("batch", "row", "pixel", "channel")
-
-
-class UnsupportedError(Exception):
-    """A node that no native kernel computes: it runs in Python, between two native segments."""
-
-    def __init__(self, node: fx.Node, why: str) -> None:
-        super().__init__(f"{node.name}: {why}")
-        self.node = node
-        self.why = why
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class Plan:
     whole_batch: bool
 
 
-class Planner:
+class Planner(Memory):
     """Interprets an integer graph on meta tensors and writes down what kernels have to do.
 
     `batch` is the number of samples that the inputs are planned for, None where the graph mixes
@@ -69,15 +55,10 @@ class Planner:
         lowerings: Mapping[Any, Lower],
         batch: int | None,
     ) -> None:
+        super().__init__(graph_module.graph, shapes, batch)
         self.source = graph_module
-        self.shapes = shapes
         self.lowerings = lowerings
-        self.batch = batch
-        self.layouts = Layouts(graph_module.graph, shapes)
         self.values: dict[fx.Node, Any] = {}
-        self.steps: list[Step] = []
-        self.constants: dict[bytes, tuple[Buffer, bytes]] = {}
-        self.current: fx.Node = next(iter(graph_module.graph.nodes))
         self.whole_batch = False
         self.tables = _tables_behind(graph_module.graph)
         self.done: set[fx.Node] = set()
@@ -88,11 +69,6 @@ class Planner:
         self.absorbed: dict[fx.Node, fx.Node] = {}
         self.attention: dict[fx.Node, Attention] = {}
         self.layouts.stands_for.update(self.tables)
-
-    @property
-    def batched(self) -> bool:
-        """Whether dimension 0 counts samples everywhere."""
-        return self.batch is not None
 
     # -- the sweep -------------------------------------------------------------------------
 
@@ -207,32 +183,6 @@ class Planner:
             raise UnsupportedError(self.current, f"{node} is no constant")
         return value
 
-    def constant(self, value: Tensor) -> Buffer:
-        """A tensor that goes into the file; equal ones go there once."""
-        data = value.detach().contiguous()
-        raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
-        key = hashlib.sha256(raw).digest()
-        if key not in self.constants:
-            self.constants[key] = (Buffer("constant", len(raw)), raw)
-        return self.constants[key][0]
-
-    def numbers(self, values: Sequence[int], dtype: torch.dtype = torch.int64) -> Pointer:
-        """A table of integers among the constants."""
-        return Pointer(self.constant(torch.tensor(list(values), dtype=dtype)))
-
-    def data(self, value: Tensor) -> Pointer:
-        """The address of a constant."""
-        return Pointer(self.constant(value))
-
-    @staticmethod
-    def at(value: Value) -> Pointer:
-        """The address of a value's first element."""
-        return Pointer(value.buffer, value.offset)
-
-    def count(self, number: int) -> Count | int:
-        """Of samples: it grows with the batch, where the plan is for any batch."""
-        return Count(number // self.batch) if self.batch is not None else number
-
     def table_behind(self) -> Tensor | None:
         """The table that alone reads the node at hand: a kernel that asks for it applies it."""
         lookup = self.tables.get(self.current)
@@ -246,176 +196,6 @@ class Planner:
     def is_done(self, node: fx.Node) -> bool:
         """Whether a table has been applied by the kernel in front of it."""
         return node in self.done
-
-    # -- memory ----------------------------------------------------------------------------
-
-    def allocate(self, follow: Value | None = None) -> Value:
-        """Memory for the result of the node at hand: its place in a concatenation, or its own.
-
-        Images have their channels innermost, and the border that their readers ask for; other
-        results follow the order of dimensions of `follow`.
-        """
-        node = self.current
-        like = self.shapes[node]
-        wanted = self.layouts.place(node)
-        if wanted is not None:
-            self._fill_border(wanted, node)
-            return wanted
-        value = self.layouts.fresh(node, like, follow)
-        self._fill_border(value, node)
-        return value
-
-    @contextlib.contextmanager
-    def standing_for(self, node: fx.Node) -> Iterator[None]:
-        """Allocate for another node than the one at hand."""
-        before, self.current = self.current, node
-        try:
-            yield
-        finally:
-            self.current = before
-
-    def ordered(self, like: Tensor, follow: Value) -> Value:
-        """Memory of its own, dense, in the order of the dimensions of `follow`."""
-        order = sorted(range(like.dim()), key=lambda d: (d > 0, -follow.strides[d]))
-        meta = torch.empty([like.shape[d] for d in order], dtype=like.dtype, device="meta")
-        back = sorted(range(like.dim()), key=order.__getitem__)
-        return Value(meta.permute(back), Buffer("arena", meta.nbytes))
-
-    def dense(self, like: Tensor) -> Value:
-        """Memory of its own, in the order of the dimensions."""
-        meta = torch.empty(like.shape, dtype=like.dtype, device="meta")
-        return Value(meta, Buffer("arena", meta.nbytes))
-
-    def bordered(
-        self, shape: Sequence[int], dtype: torch.dtype, border: Border, zero: int
-    ) -> Value:
-        """An image with a border that holds `zero`."""
-        value = self.layouts.image(shape, dtype, border)
-        self._fill(value.buffer, zero)
-        return value
-
-    def _fill_border(self, value: Value, node: fx.Node) -> None:
-        if value.buffer.border and value.buffer.filled is None:
-            self._fill(value.buffer, self.layouts.zero_point(node))
-
-    def _fill(self, buffer: Buffer, zero: int) -> None:
-        image = buffer.image
-        buffer.filled = zero
-        if image is None or not buffer.border:
-            return
-        value = Value(image, buffer)
-        samples, _, height, width = image.shape
-        batch, _, row, pixel = (stride * image.itemsize for stride in image.stride())
-        if image.itemsize != 1:
-            raise UnsupportedError(self.current, "borders are of 8-bit codes")
-        self.emit(
-            "fill_border",
-            {
-                "y": self.at(value),
-                "y_batch": batch,
-                "y_row": row,
-                "y_pixel": pixel,
-                "batch": self.count(samples),
-                "height": height,
-                "width": width,
-                "rows": buffer.border.rows,
-                "columns": buffer.border.columns,
-                "value": zero,
-            },
-            reads=(),
-            writes=(value,),
-            work=0.05 * (buffer.size - image.numel()) / (self.batch or 1),
-            is_border=True,
-        )
-
-    def copy(self, source: Value, target: Value) -> None:
-        """Element by element, from one layout to another."""
-        if source.dtype.itemsize == 1 and self._copy_bytes(source, target):
-            return
-        loops = self.loops(target.shape, target.strides, source.strides)
-        if loops is None:
-            raise UnsupportedError(self.current, "a tensor of too many dimensions")
-        shape, y_strides, x_strides = loops
-        fields = {
-            "x": self.at(source),
-            "y": self.at(target),
-            "shape": shape,
-            "x_strides": x_strides,
-            "y_strides": y_strides,
-            "samples": self.samples(target),
-            "size": source.dtype.itemsize,
-        }
-        self.emit("plain_copy", fields, (source,), (target,), 1.0 * math.prod(target.shape))
-
-    def _copy_bytes(self, source: Value, target: Value) -> bool:
-        if not target.tensor.numel() or (self.batched and not target.shape):
-            return False
-        rows = [target.strides, source.strides]
-        padded = Loops.of(target.shape, rows, self.batched).padded(4, self.batched)
-        if padded is None or max(padded.sizes) >= 2**31:
-            return False
-        fields: dict[str, Any] = {
-            "batch": self.count(padded.sizes[0]) if self.batched else padded.sizes[0],
-            "height": padded.sizes[1],
-            "width": padded.sizes[2],
-            "channels": padded.sizes[3],
-        }
-        for name, value, row in zip("yx", (target, source), padded.strides, strict=True):
-            fields[name] = self.at(value)
-            fields |= zip((f"{name}_{key}" for key in _IMAGE), row, strict=True)
-        self.emit("copy", fields, (source,), (target,), 0.3 * math.prod(target.shape))
-        return True
-
-    # -- steps -----------------------------------------------------------------------------
-
-    def samples(self, value: Value) -> Count | int:
-        """The length of the outermost loop of a plain kernel."""
-        return self.count(value.shape[0]) if self.batched else 1
-
-    def loops(self, shape: Sequence[int], *strides: Sequence[int]) -> tuple[Pointer, ...] | None:
-        """Shape and strides for a plain kernel: the first strides say the order of the loops."""
-        loops = Loops.of(shape, strides, self.batched)
-        if not self.batched:
-            loops = Loops([1, *loops.sizes], [[0, *row] for row in loops.strides])
-        padded = loops.padded(_RANK, True)
-        if padded is None:
-            return None
-        # Work is split over dimension 1, where there is any: loops of size 1 belong behind it.
-        sizes, rows = _outermost_first(padded.sizes, padded.strides)
-        return (self.numbers(sizes), *(self.numbers(row) for row in rows))
-
-    def emit(
-        self,
-        kernel: str,
-        fields: Mapping[str, Any],
-        reads: Sequence[Value],
-        writes: Sequence[Value],
-        work: float,
-        *,
-        is_border: bool = False,
-    ) -> None:
-        """Add a step; `work` is an estimate of its nanoseconds for all samples planned."""
-        self.steps.append(
-            Step(
-                kernel,
-                fields,
-                tuple(reads),
-                tuple(writes),
-                self.current.name,
-                work / (self.batch or 1) if not is_border else work,
-                is_border,
-            )
-        )
-
-
-def _outermost_first(
-    sizes: list[int], strides: list[list[int]]
-) -> tuple[list[int], list[list[int]]]:
-    """Dimensions of size 1 move behind the first that is longer."""
-    ones = [d for d in range(1, len(sizes) - 1) if sizes[d] == 1]
-    rest = [d for d in range(1, len(sizes)) if d not in ones]
-    order = [0, *rest[:-1], *ones, rest[-1]]
-    return [sizes[d] for d in order], [[row[d] for d in order] for row in strides]
 
 
 def _attribute(module: fx.GraphModule, path: str) -> Tensor:
