@@ -12,6 +12,7 @@ from torch import fx
 from fxquant.backends.check import TargetCheck, check_operations
 from fxquant.backends.native.build import why_unavailable
 from fxquant.backends.native.lower import lower_to_native
+from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.target import Execution, LoweredGraph
 
 __all__ = ["Native"]
@@ -40,6 +41,11 @@ class Native:
             f"native has no kernel for {count} x {what}: Python calls torch for it"
             for what, count in sorted(Counter(reasons).items())
         )
+        arena, total = _memory(lowered)
+        notes += (
+            f"native keeps its values in {arena:,} bytes for one sample, {total:,} if each had its "
+            "own",
+        )
         approximated = lowered.meta["approximated"]
         if approximated:
             notes += (
@@ -65,3 +71,14 @@ class Native:
     def execution(self, lowered: fx.GraphModule, example: Sequence[Any]) -> Execution:
         """The graph's own forward: a call of each native program."""
         return Execution(lowered.forward)
+
+
+def _memory(lowered: fx.GraphModule) -> tuple[int, int]:
+    """Bytes of the arenas, and of all values that lie in them."""
+    segments = [
+        segment
+        for module in lowered.modules()
+        if isinstance(module, NativeProgram)
+        for segment in module.segments
+    ]
+    return sum(s.arena for s in segments), sum(s.total for s in segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -104,3 +105,16 @@ def test_nan_counts_as_zero() -> None:
     x[0, 1, 2:4] = float("nan")
     x[1, 0, 0, 0] = float("inf")
     assert_same(q.to_target("reference")(x), q(x))
+
+
+def test_the_report_says_what_sharing_memory_saves() -> None:
+    """Of three images, the first is free when the third is written."""
+    layers = [nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)]
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 3, 8, 8)
+    q = fxquant.compile(model, "w8a8", calibration=x, target="native")
+    (note,) = [note for note in q.report.target_notes if "keeps its values" in note]
+    arena, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note)[:2])
+    (segment,) = q.stages["native"].native_0.segments
+    assert (arena, total) == (segment.arena, segment.total)
+    assert 2 * 16 * 64 <= arena < total
