@@ -16,6 +16,7 @@ from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
 from fxquant.measure.evaluate import evaluate
+from fxquant.measure.profile import profile
 from fxquant.measure.studies import STUDIES
 from fxquant.measure.sweep import sweep
 from fxquant.recipe import learned_methods
@@ -47,6 +48,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="exit with 1 if the last one is not X times as fast as the first",
     )
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="also the time of each layer and what bounds it; needs --target native",
+    )
     options.add_common(parser)
 
 
@@ -70,6 +76,11 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
                 progress=options.shows_progress(arguments),
             )
     (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
+    profiles = {
+        name: profile(candidate, images)
+        for name, candidate in candidates.items()
+        if arguments.profile and isinstance(candidate, fxquant.CompiledModel)
+    }
     result = benchmark(
         candidates,
         images,
@@ -78,7 +89,10 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
         progress=options.shows_progress(arguments),
     )
     data = result.to_json() | {"input_shape": list(images.shape)}
+    if profiles:
+        data["profiles"] = {name: found.to_json() for name, found in profiles.items()}
     text = f"{result}\ninput {list(images.shape)}"
+    text = "\n\n".join([text, *(f"{name}\n{found}" for name, found in profiles.items())])
     return Outcome(text, data, _too_slow(result, arguments.min_speedup))
 
 

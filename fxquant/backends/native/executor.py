@@ -72,6 +72,23 @@ class Segment:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run on tensors of any strides; the results are dense."""
+        batch, dense, outputs = self._call(inputs)
+        self.program.run(batch, dense, outputs)
+        return tuple(outputs)
+
+    def profile(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
+        """The same, and the nanoseconds of every step of the plan."""
+        batch, dense, outputs = self._call(inputs)
+        nanoseconds = self.program.profile(batch, dense, outputs)
+        return tuple(outputs), nanoseconds
+
+    def batches(self, inputs: Sequence[Tensor]) -> float:
+        """How many times the samples that were planned `inputs` hold."""
+        if self.plan.batch is None:
+            return 1.0
+        return inputs[0].shape[0] / self.plan.inputs[0].shape[0]
+
+    def _call(self, inputs: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor]]:
         dense = [x.detach().contiguous() for x in inputs]
         plan = self.plan
         batch = 1
@@ -83,8 +100,7 @@ class Segment:
             if plan.batch is not None:
                 shape[0] = shape[0] // plan.batch * batch
             outputs.append(torch.empty(shape, dtype=port.dtype))
-        self.program.run(batch, dense, outputs)
-        return tuple(outputs)
+        return batch, dense, outputs
 
 
 @dataclass(frozen=True)

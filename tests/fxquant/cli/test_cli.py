@@ -257,6 +257,15 @@ def test_bench_times_float_and_each_recipe(capsys: pytest.CaptureFixture[str]) -
     assert data["machine"]["threads"] == 1
 
 
+@pytest.mark.usefixtures("native")
+def test_bench_profiles_the_layers_of_native(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("--input-shape", "3,12,12", "--rounds", "1", "--calls", "1", "--quiet", "--profile")
+    data = run_json(capsys, "bench", MODEL, *size, "--target", "native")
+    assert sum(layer["share"] for layer in data["profiles"]["w8a8"]["layers"]) == pytest.approx(1)
+    assert main(["bench", MODEL, *size, "--target", "reference"]) == 2
+    assert "only target native is profiled" in capsys.readouterr().err
+
+
 def test_compare_shows_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", MODEL, *CALIBRATION]) == 0
     assert "layer1" in capsys.readouterr().out
