@@ -115,6 +115,11 @@ def _round(
     return layers, change
 
 
+def _reads(node: fx.Node) -> int:
+    """How many values a layer reads; one that is input and residual at once counts twice."""
+    return len(node.args) + len(node.kwargs)
+
+
 def _pairs(fused: fx.GraphModule) -> tuple[list[tuple[str, str]], list[Decline]]:
     """The paths of neighbouring layers, in execution order, and where one only looks like it."""
     pairs, declines = [], []
@@ -124,12 +129,12 @@ def _pairs(fused: fx.GraphModule) -> tuple[list[tuple[str, str]], list[Decline]]
         if not isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
             continue
         users = [user for user in node.users if type(layer_of(user, fused)) is type(first)]
-        if not users or len(node.all_input_nodes) != 1:
+        if not users or _reads(node) != 1:
             continue
         activation = activation_of(node)
         if len(node.users) > 1:
             declines.append(Decline.at(node, f"feeds {len(node.users)} nodes"))
-        elif len(users[0].all_input_nodes) != 1:
+        elif _reads(users[0]) != 1:
             declines.append(Decline.at(node, f"{users[0].name} also adds a residual"))
         elif activation not in ("none", "relu"):
             declines.append(Decline.at(node, f"{activation} is not scale-equivariant"))

@@ -119,3 +119,10 @@ def test_a_value_that_two_layers_read_declines() -> None:
 
     parts = {name: nn.Conv2d(inner, 4, 1) for name, inner in (("a", 3), ("b", 4), ("c", 4))}
     assert declined(module(forward, **parts)) == ["feeds 2 nodes", "c also adds a residual"]
+
+
+def test_a_value_that_is_input_and_residual_of_one_layer_keeps_its_scale() -> None:
+    model = module(
+        lambda self, x: (y := self.a(x)) + self.b(y), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)
+    )
+    assert declined(model) == ["b also adds a residual"]
