@@ -54,6 +54,13 @@ NODE_KEYS: Mapping[str, MetaKey] = {
             "the check of a target against the reference",
         ),
         MetaKey(
+            "approximated",
+            "target",
+            "int: of a lowered graph as a whole, how many float operations it computes itself",
+            "the lowering of native",
+            "the check of a target against the reference, and the export",
+        ),
+        MetaKey(
             "split_outliers",
             "pass",
             "bool: a split made this layer, which is not split again",

@@ -103,7 +103,7 @@ def check_kind(model: Any) -> None:
                 "hand in the float model"
             )
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if dtypes and torch.float32 not in dtypes:
+    if dtypes and not dtypes & {torch.float32, torch.float64}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ModelError(f"the model's weights are {names}: call model.float() before compiling")
 

@@ -134,7 +134,7 @@ def test_it_is_listed_and_named_in_errors(
         compiled(target="count")
     with pytest.raises(SystemExit):
         main(["compile", "--help"])
-    assert "x86, native, reference, counting; default x86" in " ".join(
+    assert "x86, native, reference, counting, or auto, the fastest here; default x86" in " ".join(
         capsys.readouterr().out.split()
     )
 
