@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, fx, nn
 
@@ -290,7 +291,7 @@ def _check_finite(inputs: tuple[Any, ...]) -> None:
         if not _is_float(value):
             continue
         # One pass; a sum of finite values that overflows is told apart by the second.
-        if not math.isfinite(value.detach().sum().item()):
+        if not math.isfinite(_sum(value)):
             bad = int((~torch.isfinite(value)).sum())
             if bad:
                 raise InputError(
@@ -301,6 +302,19 @@ def _check_finite(inputs: tuple[Any, ...]) -> None:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _sum(value: Tensor) -> float:
+    """By numpy where it knows the type: torch's second thread would go on spinning for a while.
+
+    It takes a core from the target's own threads just when they start: with two threads on two
+    cores ResNet-18 took twice as long.
+    """
+    value = value.detach()
+    if value.dtype not in (torch.float32, torch.float64) or value.device.type != "cpu":
+        return float(value.sum().item())
+    with numpy.errstate(all="ignore"):
+        return float(value.numpy().sum())
 
 
 def _words(value: Any) -> str:
