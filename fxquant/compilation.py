@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 
 from fxquant.backends import candidates
-from fxquant.compiled import CompiledModel
 from fxquant.errors import (
     CalibrationError,
     CompileError,
@@ -71,8 +70,6 @@ class Request:
         for path, parameter in self.model.named_parameters():
             if parameter.is_meta:
                 raise ModelError(f"{path} is on the meta device, without values: load the weights")
-        if isinstance(self.model, CompiledModel):
-            raise ModelError("the model is compiled already: compile the float model")
         if not isinstance(self.recipe, Recipe):
             raise RecipeError(
                 f"a recipe is a Recipe or the name of one, found a {type(self.recipe).__name__}: "

@@ -77,6 +77,8 @@ def compile(
     for the data, TargetError for the target, InputError for the device and for the name of a pass,
     CompileError where a pass broke its contract: the message names the folder of a reproducer.
     """
+    if isinstance(model, CompiledModel):
+        raise ModelError("the model is compiled already: compile the float model")
     request = Request(
         model,
         Recipe.named(recipe) if isinstance(recipe, str) else recipe,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,18 @@ class TargetCheck:
         """The share of all integers that differ, each operation fed with the same integers."""
         values = sum(entry.values for entry in self.operations)
         return sum(entry.differing for entry in self.operations) / values if values else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The check as plain data, as a report has it."""
+        return {
+            "largest_difference": self.largest,
+            "share_differing": self.share_differing,
+            "values": sum(entry.values for entry in self.operations),
+            "output_differing": self.output_differing,
+            # JSON has no infinity: None says that the outputs are equal to the bit.
+            "output_sqnr_db": self.output_sqnr_db if math.isfinite(self.output_sqnr_db) else None,
+            "operations": [asdict(entry) for entry in self.operations if entry.differing],
+        }
 
 
 class _Recorder(fx.Interpreter):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
 
 from torch import fx
 
-from fxquant.backends import TargetCheck
 from fxquant.report.report import QuantizerRow, Refusal
 from fxquant.simulate.quantizers import ActivationQuantizer
 from passes import AssignOneSided, PassRecord
 
-__all__ = ["check_summary", "proofs", "quantizer_rows", "refusals"]
+__all__ = ["proofs", "quantizer_rows", "refusals"]
 
 
 def proofs(records: Iterable[PassRecord]) -> dict[str, str]:
@@ -43,18 +39,3 @@ def refusals(leaf_reasons: Mapping[str, str], records: Iterable[PassRecord]) -> 
         for decline in record.declines
     ]
     return (*leaves, *declined)
-
-
-def check_summary(check: TargetCheck | None) -> dict[str, Any]:
-    """A target's check as plain data; empty for the reference, which is its own measure."""
-    if check is None:
-        return {}
-    return {
-        "largest_difference": check.largest,
-        "share_differing": check.share_differing,
-        "values": sum(entry.values for entry in check.operations),
-        "output_differing": check.output_differing,
-        # JSON has no infinity: None says that the outputs are equal to the bit.
-        "output_sqnr_db": check.output_sqnr_db if math.isfinite(check.output_sqnr_db) else None,
-        "operations": [asdict(entry) for entry in check.operations if entry.differing],
-    }
