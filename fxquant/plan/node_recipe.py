@@ -47,6 +47,10 @@ class NodeRecipe:
         """Of what it reads, where an override says so."""
         return self.recipe.input_override(*self._where(node))
 
+    def sets_output(self, node: fx.Node) -> bool:
+        """Whether an override says what it makes."""
+        return self.recipe.overrides_output(*self._where(node))
+
     def _where(self, node: fx.Node) -> tuple[str, str, str]:
         return module_path(node), self._type_name(node), self._position(node)
 

@@ -14,7 +14,14 @@ from fxquant.plan.nonlinear import IntegerForm
 from fxquant.plan.operations import Kind, data_operands, layer_of
 from fxquant.plan.residual import ResidualStream
 from fxquant.spec import QParams, QuantSpec
-from passes import is_depthwise, is_non_negative, softmax_numerators, tensor_info
+from passes import (
+    FusedLayer,
+    add_relu,
+    is_depthwise,
+    is_non_negative,
+    softmax_numerators,
+    tensor_info,
+)
 
 __all__ = ["Decisions", "ValuePlanner", "ValueSite"]
 
@@ -29,6 +36,7 @@ _OWN_SCALE = (
     Kind.TABLE,
 )
 _SHARED_SCALE = (Kind.POOL, Kind.SELECT, Kind.MOVE)
+_CARRIED_BITS = 8
 _WIDE = QuantSpec(bits=16, scheme="symmetric", observer="min_max", reduce_range=True)
 """Half of the range is headroom: 16 bits have it to spare, and an outlier is not clipped."""
 
@@ -183,6 +191,8 @@ class ValuePlanner:
         if node.op == "placeholder":
             return self.ask.recipe.spec_for_network_input()
         spec = self.ask.output(node)
+        if spec is not None and self._is_carried(node):
+            return replace(spec, bits=max(spec.bits, _CARRIED_BITS))
         if node.op == "get_attr" and spec is not None:
             # There is nothing to estimate: a constant's range is what it is.
             return replace(spec, observer="min_max", options=())
@@ -191,6 +201,23 @@ class ValuePlanner:
         # What makes the value stays float: the value is as its readers want it.
         readers = (user for user in node.users if self.decided.integer(user))
         return next((spec for user in readers if (spec := self.ask.input(user))), None)
+
+    def _is_carried(self, node: fx.Node) -> bool:
+        """Whether additions alone read what a layer makes, as one branch of a block.
+
+        The papers quantize the sum and not its operands (BRECQ's and QDrop's code disables the
+        quantizer behind such a layer). One operand is the accumulator of the layer that takes the
+        addition in; the other one has to be codes, and gets as many levels as cost nothing.
+        """
+        layer = layer_of(node, self.ask.root)
+        if layer is None or (isinstance(layer, FusedLayer) and layer.activation != "none"):
+            return False
+        if not self.decided.integer(node) or len(node.args) > 1 or self.ask.sets_output(node):
+            return False
+        return bool(node.users) and all(
+            self.decided.integer(user) and node in _added(user, self.decided.kinds[user])
+            for user in node.users
+        )
 
     def _is_wide(self, node: fx.Node) -> bool:
         """Whether 16 bits hold the value: at 8 bits the inputs of layer norms collapse."""
@@ -203,6 +230,13 @@ class ValuePlanner:
             for user in node.users
             if user in self.decided.kinds
         )
+
+
+def _added(node: fx.Node, kind: Kind) -> tuple[Any, ...]:
+    """What `node` adds to something and does nothing else with."""
+    if kind is Kind.LAYER:
+        return tuple(operand for operand in node.args[1:] if operand is not node.args[0])
+    return node.args[:2] if node.target in (torch.add, add_relu) else ()
 
 
 class _Groups:

@@ -217,6 +217,16 @@ class Recipe(Table):
         )
         return self.spec_for_input(path, type_name, position) if explicit else None
 
+    def overrides_output(
+        self, path: str, type_name: str = "", position: str | Collection[str] = ""
+    ) -> bool:
+        """Whether an override sets the bits of the module's output."""
+        return any(
+            "bits" in dict(override.activations)
+            and override.selector.matches(path, type_name, position)
+            for override in self.overrides
+        )
+
     def operations_for(
         self, path: str, type_name: str = "", position: str | Collection[str] = ""
     ) -> OperationRecipe:

@@ -167,3 +167,39 @@ def test_a_plan_of_another_graph_is_refused() -> None:
     other = float_graph(module(lambda self, x: self.layer(x), layer=conv()))
     with pytest.raises(CompileError, match=r"the graph has no nodes conv \(1 of 2 names\)"):
         plan.check(other.graph)
+
+
+W4A4 = {"activations.bits": 4}
+
+
+def _block(self: Any, x: Tensor) -> Tensor:
+    """A residual block whose shortcut is a convolution, as in a ResNet."""
+    x = F.relu(self.stem(x))
+    y = self.conv(x)
+    return self.last(F.relu(self.shortcut(x) + y))
+
+
+def _residual_block() -> nn.Module:
+    layers = {"conv": conv(4), "shortcut": conv(4), "last": conv(4)}
+    return module(_block, stem=conv(), **layers)
+
+
+def test_the_branch_that_an_addition_carries_has_8_bits() -> None:
+    plan = planned(_residual_block(), W4A4)
+    bits = {site.nodes[0]: site.spec.bits for site in plan.values}
+    assert bits == {"x": 8, "stem": 4, "conv": 8, "shortcut": 4}
+
+
+def test_a_recipe_may_still_say_the_bits_of_a_carried_branch() -> None:
+    override = {"modules": "conv", "activations": {"bits": 4}}
+    plan = planned(_residual_block(), {**W4A4, "overrides": [override]})
+    assert site_of(plan, "conv").spec.bits == 4
+
+
+def test_a_branch_that_a_layer_reads_too_keeps_the_recipes_bits() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(F.relu(self.stem(x)))
+        return self.last(y + self.b(y))
+
+    plan = planned(module(forward, stem=conv(), a=conv(4), b=conv(4), last=conv(4)), W4A4)
+    assert site_of(plan, "a").spec.bits == 4
