@@ -97,7 +97,7 @@ def reconstruct(
         return []
     parts = find_blocks(fused, settings)
     learns = find_method(settings.method)
-    method = learns(settings, macs_of(fused), len(parts), depthwise=has_depthwise(fused))
+    method = learns(settings, macs_of(fused), depthwise=has_depthwise(fused))
     run = _Run(simulated, fused, parts, method)
     room = room_for_values(settings.memory_gib, run.work())
     with reused_memory(), Caches(room) as caches:
@@ -236,12 +236,12 @@ class _Run:
         if isinstance(weights, Rows):
             temporary.append(weights)
         goal = Goal(values, floats, step.output, wanted, channels, weights, rest)
-        objective = self.method.objective(goal)
+        objective, prediction = self.method.objective(goal), self.method.prediction_objective(goal)
         try:
             result = train_block(
                 name,
                 block,
-                BlockData(values.images, values.sims, floats, objective),
+                BlockData(values.images, values.sims, floats, objective, prediction),
                 self.method,
                 values.share,
                 device=values.device,

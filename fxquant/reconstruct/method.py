@@ -82,7 +82,6 @@ class Method:
     Args:
         settings: what the recipe says.
         macs: multiply-accumulates of the network for an image.
-        blocks: how many blocks it has.
         depthwise: it has depthwise convolutions.
 
     Attributes:
@@ -104,24 +103,19 @@ class Method:
         self,
         settings: ReconstructionRecipe,
         macs: float,
-        blocks: int = 1,
         *,
         depthwise: bool = False,
     ) -> None:
         paper = self.published
         if depthwise and settings.schedule == "published":
             paper = replace(paper, **self.published_depthwise)
-        self.settings = resolve(settings, paper, macs * self.cost(blocks))
+        self.settings = resolve(settings, paper, macs)
 
     @property
     def step_iterations(self) -> int:
         """How many iterations follow for the step sizes alone."""
         after = self.settings.steps == "after"
         return int(self.settings.iterations * self.step_share) if after else 0
-
-    def cost(self, blocks: int) -> float:
-        """What an iteration costs, in units of one that computes the block alone."""
-        return 1.0
 
     def prepare(self, float_graph: fx.GraphModule | None) -> list[str]:
         """Look at the float network before the first block; returns notes for the report."""
@@ -136,6 +130,10 @@ class Method:
     def objective(self, goal: Goal) -> Objective:
         """What the training of a block minimizes, beside the regularizer."""
         return goal.error
+
+    def prediction_objective(self, goal: Goal) -> Objective | None:
+        """What is added, of an output that is computed again with nothing dropped."""
+        return None
 
 
 def find_method(name: str) -> type[Method]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Rows
-from fxquant.reconstruct.distribution import Correction, Statistics, correct_inputs
+from fxquant.reconstruct.distribution import Correction, NormStatistics, correct_inputs
 from fxquant.reconstruct.objectives import average_fisher, scaled_fisher, squared_gradient
 from fxquant.reconstruct.subgraph import Part
 from fxquant.reconstruct.values import CHUNK, Values
@@ -57,7 +57,11 @@ def fisher_weights(
 
 
 def corrected_values(
-    values: Values, target: Part, output: str, statistics: Statistics, correction: Correction
+    values: Values,
+    target: Part,
+    output: str,
+    statistics: Mapping[str, NormStatistics],
+    correction: Correction,
 ) -> tuple[dict[str, Rows], Rows, list[Rows]]:
     """A block's float inputs and its target after distribution correction.
 
@@ -75,11 +79,9 @@ def corrected_values(
     for name in floating:
         like = values.floats[name].take(slice(0, 1))
         made[name] = values.caches.make(values.held, 1, like, name)
-    # Every process takes part in each chunk, even if it has run out of images.
-    for first in range(0, math.ceil(values.images / values.share.size), CHUNK):
-        chunk = slice(min(first, values.held), min(first + CHUNK, values.held))
+    for chunk in values.chunks():
         inputs = {n: values.floats[n].take(chunk).to(values.device) for n in target.inputs}
-        moved = correct_inputs(module, inputs, floating, layers, correction, values.share)
+        moved = correct_inputs(module, inputs, floating, layers, correction)
         for name in floating:
             made[name].write(chunk.start, moved[name].cpu())
     goal = values.compute(target, made, output)

@@ -36,12 +36,14 @@ class BlockData:
         images: of all processes together.
         inputs: values of the simulated network so far; `floats`: of the float network.
         objective: the error of the block's output, summed over some images.
+        prediction: an error beside it, of the output with nothing dropped.
     """
 
     images: int
     inputs: Mapping[str, Rows]
     floats: Mapping[str, Rows]
     objective: Objective
+    prediction: Objective | None = None
 
 
 @dataclass(frozen=True)
@@ -153,25 +155,25 @@ class _Loop:
         """This process's part of the loss of a batch, [1], and of its gradients."""
         drawn = torch.randperm(self.data.images, generator=self.generator)[: self.batch]
         positions, rows = self.share.own(drawn)
-        if dropping and self.block.drop.threshold:
-            seed = int(torch.randint(2**62, (), generator=self.generator))
-            with self.block.dropping(self.batch, positions.to(self.device), seed):
-                loss = self._loss(rows)
-        else:
-            loss = self._loss(rows)
+        dropping = dropping and self.block.drop.threshold > 0
+        seed = int(torch.randint(2**62, (), generator=self.generator)) if dropping else 0
         if not len(rows):
-            return loss, [torch.zeros_like(parameter) for parameter in parameters]
+            return torch.zeros(1, device=self.device), [torch.zeros_like(p) for p in parameters]
+        if dropping:
+            with self.block.dropping(self.batch, positions.to(self.device), seed):
+                y = self._run(rows)
+        else:
+            y = self._run(rows)
+        loss = self.data.objective(y, rows) / self.batch
+        if self.data.prediction is not None:
+            whole = self._run(rows) if dropping else y
+            loss = loss + self.data.prediction(whole, rows) / self.batch
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         gradients = [
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(parameters, found, strict=True)
         ]
         return loss.detach().reshape(1), gradients
-
-    def _loss(self, rows: Tensor) -> Tensor:
-        if not len(rows):
-            return torch.zeros(1, device=self.device)
-        return self.data.objective(self._run(rows), rows) / self.batch
 
     def _run(self, rows: Tensor) -> Tensor:
         data, block = self.data, self.block

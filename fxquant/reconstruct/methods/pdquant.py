@@ -2,8 +2,9 @@
 CVPR 2023.
 
 As QDrop, and the prediction that the float rest of the network makes of a block's output is held
-to that of the float network. The float inputs of a block are first moved to the statistics of the
-batch norms (`fxquant.reconstruct.distribution`).
+to that of the float network; the output is computed a second time for it, with nothing dropped.
+The float inputs of a block are first moved to the statistics of the batch norms
+(`fxquant.reconstruct.distribution`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from torch import Tensor, fx
 from fxquant.recipe import ReconstructionRecipe
 from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Rows
-from fxquant.reconstruct.distribution import Correction, batch_norm_statistics
+from fxquant.reconstruct.distribution import (
+    Correction,
+    NormStatistics,
+    batch_norm_statistics,
+)
 from fxquant.reconstruct.method import PAPERS, Goal, Method, Objective
 from fxquant.reconstruct.objectives import prediction_error, run_rest
 from fxquant.reconstruct.subgraph import Part
@@ -44,12 +49,11 @@ class PDQuant(Method):
         self,
         settings: ReconstructionRecipe,
         macs: float,
-        blocks: int = 1,
         *,
         depthwise: bool = False,
     ) -> None:
-        super().__init__(settings, macs, blocks, depthwise=depthwise)
-        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
+        super().__init__(settings, macs, depthwise=depthwise)
+        self.statistics: dict[str, NormStatistics] = {}
 
     @property
     def correction(self) -> Correction:
@@ -60,14 +64,6 @@ class PDQuant(Method):
             learning_rate=_CORRECTION_LEARNING_RATE,
             weight=self.settings.correction_weight,
         )
-
-    def cost(self, blocks: int) -> float:
-        """Every iteration runs the rest of the network as well, on average half of it.
-
-        An iteration of all blocks costs ``1 + blocks / 2`` times as much; squared, the adaptive
-        schedule makes up for half of that in the exponent.
-        """
-        return (1 + blocks / 2) ** 2
 
     def prepare(self, float_graph: fx.GraphModule | None) -> list[str]:
         """Read the statistics of the batch norms."""
@@ -87,20 +83,19 @@ class PDQuant(Method):
             return super().targets(values, target, output)
         return corrected_values(values, target, output, self.statistics, self.correction)
 
-    def objective(self, goal: Goal) -> Objective:
-        """The block's error and the prediction difference, KL(float || quantized)."""
+    def prediction_objective(self, goal: Goal) -> Objective | None:
+        """The prediction difference, KL(float || quantized); equation 8."""
         logits, rest = goal.values.logits, goal.rest
         if rest is None or logits is None:
-            return goal.error
+            return None
         module = on_device(rest.module, goal.values.device)
         position = rest.inputs.index(goal.output)
         others = [goal.floats[name] for name in rest.inputs if name != goal.output]
         temperature = self.settings.temperature
 
         def error(y: Tensor, rows: Tensor) -> Tensor:
-            loss = goal.error(y, rows)
             made = run_rest(module, y, position, [goal.take(each, rows) for each in others])
             kl = prediction_error(made, goal.take(logits, rows), temperature)
-            return loss + _PREDICTION_WEIGHT * kl
+            return _PREDICTION_WEIGHT * kl
 
         return error

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from fxquant.recipe import ReconstructionRecipe
-from fxquant.reconstruct.distribution import batch_norm_statistics, correct_inputs
+from fxquant.reconstruct.distribution import (
+    NormStatistics,
+    batch_norm_statistics,
+    correct_inputs,
+)
 from fxquant.reconstruct.methods.pdquant import PDQuant
-from fxquant.reconstruct.parallel import Share
 from fxquant.reconstruct.subgraph import cut
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
 
@@ -25,14 +29,32 @@ def trained() -> nn.Module:
     return model.eval()
 
 
-def test_a_folded_batch_norm_says_what_its_layer_yields() -> None:
-    found = graphs(trained())
-    ((path, (mean, deviation)),) = batch_norm_statistics(found.float_graph).items()
+def test_the_output_of_a_folded_batch_norm_becomes_its_input_again() -> None:
+    model = trained()
+    found = graphs(model)
+    ((path, norm),) = batch_norm_statistics(found.float_graph).items()
     layer: Any = found.fused.get_submodule(path)
+    x = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
-        z = layer.layer(torch.randn(256, 3, 8, 8) * 2 + 0.5)
-    torch.testing.assert_close(z.mean((0, 2, 3)), mean, atol=0.1, rtol=0)
-    torch.testing.assert_close(z.std((0, 2, 3)), deviation, atol=0.1, rtol=0)
+        read = model[0](x)  # type: ignore[operator]
+        y = layer.layer(x)
+    column = (slice(None), None, None)
+    undone = (y - norm.shift[column]) * norm.ratio[column] + norm.mean[column]
+    torch.testing.assert_close(undone, read)
+
+
+def test_the_statistics_are_those_of_each_image() -> None:
+    norm = NormStatistics(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
+    # Two images, of means 1 and -1 and deviation 1: together they would have the mean 0.
+    image = torch.tensor([0.0, 2.0]).repeat(50)
+    images = torch.stack([image, image - 2]).view(2, 1, 10, 10)
+    assert float(norm.distance(images)) == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_channel_that_a_batch_norm_puts_out_has_no_statistics() -> None:
+    zero = torch.zeros(1)
+    norm = NormStatistics(zero, torch.ones(1), zero, zero)
+    assert float(norm.distance(torch.randn(2, 1, 4, 4))) == 0.0
 
 
 def test_a_batch_norm_that_changes_nothing_remembers_nothing() -> None:
@@ -51,20 +73,18 @@ def corrected(weight: float, **options: Any) -> tuple[Graphs, Tensor, Tensor, in
     (name,) = part.inputs
     x = torch.randn(16, 3, 8, 8)
     statistics = batch_norm_statistics(found.float_graph)
-    moved = correct_inputs(part.module, {name: x}, part.inputs, statistics, correction, Share())
+    moved = correct_inputs(part.module, {name: x}, part.inputs, statistics, correction)
     return found, x, moved[name], correction.steps
 
 
 def test_correction_moves_inputs_towards_the_statistics() -> None:
     found, x, moved, _ = corrected(10.0, schedule="published")
-    ((path, (mean, deviation)),) = batch_norm_statistics(found.float_graph).items()
+    ((path, norm),) = batch_norm_statistics(found.float_graph).items()
     layer: Any = found.fused.get_submodule(path)
 
     def distance(images: Tensor) -> float:
         with torch.no_grad():
-            z = layer.layer(images)
-        shift, spread = z.mean((0, 2, 3)) - mean, z.std((0, 2, 3)) - deviation
-        return float((shift.square() + spread.square()).mean())
+            return float(norm.distance(layer.layer(images)))
 
     assert not moved.requires_grad
     assert distance(moved) < 0.5 * distance(x)

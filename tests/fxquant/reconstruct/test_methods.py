@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,16 +11,16 @@ from fxquant.errors import RecipeError
 from fxquant.recipe import METHODS, Recipe, ReconstructionRecipe, learned_methods
 from fxquant.recipe.methods import RoundingMethod
 from fxquant.reconstruct import find_method, granularity, reconstruct
-from fxquant.reconstruct.method import Goal, Method, Objective
+from fxquant.reconstruct.method import PAPERS, Goal, Method, Objective
 from fxquant.reconstruct.schedule import beta, iterations_for
 from tests.fxquant.reconstruct.graphs import graphs
 
 
 def resolved(method: str, macs: float = 4e7, **options: Any) -> Method:
-    """A method for a network; `depthwise` and `blocks` are of the network, the rest settings."""
-    network = {key: options.pop(key) for key in ("blocks", "depthwise") if key in options}
+    """A method for a network; `depthwise` is of the network, the rest settings."""
+    depthwise = options.pop("depthwise", False)
     settings = ReconstructionRecipe(method=method, **options)
-    return find_method(method)(settings, macs, **network)
+    return find_method(method)(settings, macs, depthwise=depthwise)
 
 
 class AbsoluteError(Method):
@@ -122,9 +123,41 @@ def test_beta_is_annealed_after_the_warm_up() -> None:
     assert beta(settings, 99) == pytest.approx(2.0, abs=0.3)
 
 
-def test_predictions_cost_iterations() -> None:
-    many, one = (resolved("pdquant", 41e6, blocks=blocks).settings for blocks in (11, 1))
-    assert many.iterations < one.iterations < 1000
+def test_every_method_gets_the_same_iterations() -> None:
+    counts = {name: resolved(name, 41e6, granularity="block") for name in learned_methods()}
+    assert {method.settings.iterations for method in counts.values()} == {1000}
+
+
+class Looks(Method):
+    """Drops nearly everything, and looks at what the two objectives are given."""
+
+    published = replace(PAPERS, drop=0.99)
+    seen: ClassVar[list[tuple[float, float]]] = []
+
+    def objective(self, goal: Goal) -> Objective:
+        def error(y: Tensor, rows: Tensor) -> Tensor:
+            self.dropped = float(goal.error(y.detach(), rows))
+            return goal.error(y, rows)
+
+        return error
+
+    def prediction_objective(self, goal: Goal) -> Objective:
+        def error(y: Tensor, rows: Tensor) -> Tensor:
+            self.seen.append((self.dropped, float(goal.error(y.detach(), rows))))
+            return 0 * y.sum()
+
+        return error
+
+
+def test_the_prediction_is_that_of_an_output_with_nothing_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METHODS, "looks", RoundingMethod("learned: looks", f"{__name__}:Looks"))
+    recipe = Recipe.named("w8a2_looks").replace({"reconstruction.iterations": 2})
+    found = graphs(changes={"weights.bits": 8, "activations.bits": 2})
+    reconstruct(found.simulated, found.fused, found.data, recipe.reconstruction)
+    # At 2-bit activations and 8-bit weights, what drops its quantizers is nearly the float block.
+    assert all(dropped < 0.5 * whole for dropped, whole in Looks.seen)
 
 
 def test_the_correction_of_inputs_is_as_much_shorter_as_the_training() -> None:
