@@ -10,6 +10,7 @@ import fxquant
 from fxquant.cli import options
 from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
+from fxquant.cli.processes import joined
 from fxquant.cli.quickstart.run import quickstart
 from fxquant.compilation import check_device
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
@@ -18,7 +19,7 @@ from fxquant.measure.benchmark import Benchmark, benchmark
 from fxquant.measure.evaluate import evaluate
 from fxquant.measure.profile import profile
 from fxquant.measure.studies import STUDIES
-from fxquant.measure.sweep import sweep
+from fxquant.measure.sweep import Sweep, sweep
 from fxquant.recipe import learned_methods
 
 
@@ -167,6 +168,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="run the rows of this name, e.g. 'W4A8, BN folded*'; may be repeated; default all",
     )
     group.add_argument("--limit", type=positive, metavar="N", help="run the first N rows at most")
+    group.add_argument(
+        "--checkpoint", metavar="DIR", help="keep finished rows there, and go on behind them"
+    )
     group = options.add_device(parser)
     group.add_argument(
         "--training",
@@ -180,8 +184,19 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> Outcome:
-    """Compile and measure one model with every setting of a study."""
+    """Compile and measure one model with every setting of a study.
+
+    Under torchrun every process measures its share of the rows; the first one prints them all.
+    """
     check_device(arguments.device)
+    with joined(arguments.device) as first:
+        result = _sweep(arguments, progress=options.shows_progress(arguments) and first)
+    if not first:
+        return Outcome("", {}, silent=True)
+    return Outcome(str(result), {"model": arguments.model} | result.to_json())
+
+
+def _sweep(arguments: argparse.Namespace, *, progress: bool) -> Sweep:
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
     learned = (
@@ -191,7 +206,7 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
     if calibration is None:
         raise CalibrationError("a sweep calibrates every setting; add --calibration DIR")
     training = options.open_training(arguments) if arguments.training else None
-    result = sweep(
+    return sweep(
         arguments.study,
         model,
         recipe,
@@ -203,9 +218,9 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
         training=training,
         epochs=arguments.epochs,
         device=arguments.device,
-        progress=options.shows_progress(arguments),
+        checkpoint=arguments.checkpoint,
+        progress=progress,
     )
-    return Outcome(str(result), {"model": arguments.model} | result.to_json())
 
 
 def add_quickstart(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,64 +22,16 @@ from fxquant.compiled import CompiledModel
 from fxquant.data import ImageBatches
 from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.measure.benchmark import Machine, benchmark
-from fxquant.measure.evaluate import Evaluation, collect_logits, evaluate
+from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.measure.studies import COLUMNS, STUDIES, Setting
-from fxquant.measure.tables import decibels, percent, table
+from fxquant.measure.sweep_rows import FinishedRows, Row, digest
+from fxquant.measure.tables import table
 from fxquant.metrics import Batch, labels_of
 from fxquant.qat.finetune import finetune
 from fxquant.recipe import Recipe
+from fxquant.reconstruct.parallel import Share, computing_alone
 
 LATENCY_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one setting reached.
-
-    Attributes:
-        name: of the setting, or "float".
-        changes: what it changes in the recipe.
-        images: how many calibration images it used.
-        evaluation: on the evaluation images, with the float model as the reference.
-        size_bytes: of the weights as they are stored.
-        latency_ms: median of a single image in milliseconds.
-        error: why the setting has no figures, or "".
-    """
-
-    name: str
-    changes: Mapping[str, Any]
-    images: int
-    evaluation: Evaluation | None
-    size_bytes: int | None
-    latency_ms: float | None
-    error: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, ready for ``json.dumps``."""
-        evaluation = None if self.evaluation is None else self.evaluation.to_json()
-        return asdict(self) | {"changes": dict(self.changes), "evaluation": evaluation}
-
-    def cells(self, keys: Iterable[str] = ()) -> tuple[str, ...]:
-        """The row as text: name, changes by `keys`, then the figures as `Sweep` prints them."""
-        if self.evaluation is None:
-            return (self.name, self.error)
-        reference = self.evaluation.reference or self.evaluation
-        return (
-            self.name,
-            *(self._change(key) for key in keys),
-            "-" if self.evaluation.loss is None else f"{self.evaluation.loss:.4f}",
-            percent(reference.top1),
-            percent(self.evaluation.top1),
-            percent(self.evaluation.agreement),
-            decibels(self.evaluation.sqnr_db),
-            "-" if self.size_bytes is None else f"{self.size_bytes / 1e6:.3f} MB",
-            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
-        )
-
-    def _change(self, key: str) -> str:
-        value = str(self.changes.get(key, "float"))
-        bits = self.changes.get(f"{key}_bits") if value == "i-vit" else None
-        return f"{value} {bits}" if bits else value
 
 
 @dataclass(frozen=True)
@@ -121,9 +74,12 @@ def sweep(
     training: Iterable[Batch] | None = None,
     epochs: int = 10,
     device: str = "cpu",
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Sweep:
     """Compile and measure `model` with every setting of a study.
+
+    Under torchrun every process computes its share of the rows, and all return the same sweep.
 
     Args:
         study: a key of `STUDIES`.
@@ -139,9 +95,12 @@ def sweep(
             come as they are.
         epochs: of finetuning.
         device: where roundings are learned and networks are finetuned.
+        checkpoint: a folder that keeps every finished row; a sweep that was interrupted goes on
+            behind those that are there.
         progress: show a bar and each row on stderr.
 
     Raises:
+        ArtifactError: `checkpoint` holds rows of something else.
         RecipeError: there is no such study, or a glob matches no setting.
         CalibrationError: there are no calibration images.
         FxquantError: the first setting's error, where every setting failed. Where some did, their
@@ -156,9 +115,9 @@ def sweep(
     total = _count(batches)
     logits = collect_logits(model, evaluation, progress=progress)
     image = _first_image(evaluation)
-    rows = [_float_row(model, evaluation, logits, image)]
-    first_error: FxquantError | None = None
-    for setting in tqdm(settings, study, delay=2, disable=not progress, unit="setting"):
+    failed: list[FxquantError] = []
+
+    def measure(setting: Setting) -> Row:
         images = max(1, round(total * setting.calibration_share))
         try:
             compiled = compile(
@@ -174,7 +133,7 @@ def sweep(
                     batches if training is None else training,
                     {"epochs": epochs, "device": device, **setting.finetune},
                 )
-            row = Row(
+            return Row(
                 setting.name,
                 setting.changes,
                 images,
@@ -183,15 +142,34 @@ def sweep(
                 _latency(compiled, image),
             )
         except FxquantError as error:
-            first_error = first_error or error
-            row = Row(setting.name, setting.changes, images, None, None, None, str(error))
-        rows.append(row)
-        if progress:
-            # A study takes hours; what is done must not wait for the end, or be lost with it.
-            tqdm.write("  ".join(row.cells()), file=sys.stderr)
-    if first_error is not None and all(row.error for row in rows[1:]):
-        raise first_error
-    return Sweep(study, recipe.name, target, tuple(rows), Machine.here())
+            failed.append(error)
+            return Row(setting.name, setting.changes, images, None, None, None, str(error))
+
+    done = FinishedRows(
+        None if checkpoint is None else Path(checkpoint),
+        digest(model, (batches, evaluation), study, recipe, target, total, epochs),
+    )
+    share = Share.of_this_process()
+    own: dict[int, Row] = {}
+    with computing_alone():
+        if (float_row := done.get("float")) is None:
+            float_row = _float_row(model, evaluation, logits, image)
+            done.add(float_row)
+        mine = list(enumerate(settings))[share.rank :: share.size]
+        for index, setting in tqdm(mine, study, delay=2, disable=not progress, unit="setting"):
+            row = done.get(setting.name)
+            if row is None:
+                row = measure(setting)
+                done.add(row)
+            own[index] = row
+            if progress:
+                # A study takes hours: what is done is shown before the end.
+                tqdm.write("  ".join(row.cells()), file=sys.stderr)
+    found = {index: row for part in share.gather(own) for index, row in part.items()}
+    rows = [found[index] for index in range(len(settings))]
+    if failed and all(row.error for row in rows):
+        raise failed[0]
+    return Sweep(study, recipe.name, target, (float_row, *rows), Machine.here())
 
 
 def _selected(settings: Sequence[Setting], select: Sequence[str]) -> list[Setting]:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Share"]
+__all__ = ["Share", "computing_alone"]
+
+T = TypeVar("T")
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def computing_alone() -> Iterator[None]:
+    """Inside, this process shares its images with nobody: the others compute something else."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Share:
     @classmethod
     def of_this_process(cls) -> Share:
         """By ``torch.distributed`` where it is initialised (``torchrun``)."""
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not _alone.get():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
@@ -51,6 +67,14 @@ class Share:
         for tensor in tensors:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
+
+    def gather(self, part: T) -> list[T]:
+        """What every process has, in all of them; anything that pickle takes."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return parts
 
     def total(self, count: int) -> int:
         """The sum of a number over the processes."""

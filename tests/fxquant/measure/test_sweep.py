@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
 from fxquant.data import ImageBatches, ImageSet, Preprocessing
-from fxquant.errors import RecipeError
+from fxquant.errors import ArtifactError, RecipeError
 from fxquant.measure.studies import CALIBRATION_SIZE, STUDIES, VIT, Setting, start_points
 from fxquant.measure.sweep import _changed, _Shuffled, sweep
 
@@ -238,3 +241,72 @@ def test_rows_are_chosen_by_globs_and_a_limit() -> None:
 def test_an_unknown_study_is_an_error() -> None:
     with pytest.raises(RecipeError, match="did you mean 'fusion'"):
         run("fusions")
+
+
+def _compiles(monkeypatch: pytest.MonkeyPatch, fail_at: int = 99) -> list[str]:
+    """The fusions of the recipes that a sweep compiles; the one at `fail_at` stops it."""
+    seen: list[str] = []
+
+    def noting(model: nn.Module, recipe: fxquant.Recipe, **options: Any) -> fxquant.CompiledModel:
+        seen.append(recipe.fusion)
+        if len(seen) > fail_at:
+            raise KeyboardInterrupt
+        return fxquant.compile(model, recipe, **options)
+
+    monkeypatch.setattr("fxquant.measure.sweep.compile", noting)
+    return seen
+
+
+def seeded(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return run("fusion", **options)
+
+
+def test_an_interrupted_sweep_goes_on_behind_its_last_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as first:
+        _compiles(first, fail_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            seeded(checkpoint=tmp_path)
+    compiled = _compiles(monkeypatch)
+    resumed = seeded(checkpoint=tmp_path)
+    assert compiled == ["all"]
+    again = seeded()
+    assert [row.evaluation for row in resumed.rows] == [row.evaluation for row in again.rows]
+
+
+def test_rows_of_another_sweep_are_refused(tmp_path: Path) -> None:
+    seeded(checkpoint=tmp_path, limit=1)
+    with pytest.raises(ArtifactError, match="another study, model, recipe"):
+        seeded(checkpoint=tmp_path, changes={"weights.bits": 4})
+
+
+def test_a_damaged_row_says_what_to_remove(tmp_path: Path) -> None:
+    seeded(checkpoint=tmp_path, limit=1)
+    for file in tmp_path.iterdir():
+        file.write_text("{")
+    with pytest.raises(ArtifactError, match="remove it, and it is measured again"):
+        seeded(checkpoint=tmp_path, limit=1)
+
+
+def _reached(found: fxquant.sweep.Sweep) -> list[tuple[str, Any, Any]]:
+    reached = [(row.name, row.evaluation) for row in found.rows]
+    return [(name, each and each.top1, each and each.agreement) for name, each in reached]
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = seeded(checkpoint=f"{folder}/rows-{rank}")
+    torch.save(_reached(found), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_rows_and_all_have_the_whole_sweep(tmp_path: Path) -> None:
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert first == second == _reached(seeded())
+    # Three settings and the float row: the first process measured two settings, the other one.
+    kept = [len(list((tmp_path / f"rows-{rank}").iterdir())) for rank in (0, 1)]
+    assert kept == [3, 2]
