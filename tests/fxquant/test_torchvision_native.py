@@ -1,4 +1,7 @@
-"""The networks of torchvision, with random weights, give the reference's bits on native."""
+"""The networks of torchvision, with random weights, give the reference's bits on native.
+
+A part of them runs with ``-m slow -k resnet``.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,11 @@ def check_network(name: str, size: int) -> None:
     assert not any("no kernel" in note for note in native.report.target_notes)
     image = batch("another", size, 1)
     expected = native.to_target("reference")(image)
+    # SqueezeNet ends in a float average of up to 13 x 13 values that are not negative: torch rounds
+    # each of its additions, and both round once more.
+    tolerance = (13 * 13 + 1) * 2**-24 if native.stages["native"].meta["approximated"] else 0.0
     for (path, want), (_, got) in zip(flatten(expected), flatten(native(image)), strict=True):
-        assert torch.equal(want, got), path
+        assert torch.allclose(want, got, rtol=tolerance, atol=0), path
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])

@@ -17,7 +17,7 @@ from fxquant.kernels.calls import operator_arguments
 from passes import softmax_numerators
 
 __all__ = [
-    "APPROXIMATED",
+    "lower_clamp",
     "lower_float_function",
     "lower_float_pair",
     "lower_layer_norm",
@@ -26,9 +26,8 @@ __all__ = [
 
 OPS: Any = torch.ops.fxquant
 _FUNCTIONS: dict[Any, int] = {F.relu: 1, torch.relu: 1, F.gelu: 2}
-_PAIRS: dict[Any, int] = {torch.add: 0, torch.sub: 1, torch.mul: 2}
-APPROXIMATED = (F.gelu, F.softmax, torch.softmax, softmax_numerators, F.layer_norm)
-"""Whose last bits are not torch's; the others are single operations of IEEE 754."""
+_CLAMP = 3
+_PAIRS: dict[Any, int] = {torch.add: 0, torch.sub: 1, torch.mul: 2, torch.div: 3}
 
 
 def lower_layer_norm(planner: Planner, node: fx.Node) -> Value:
@@ -42,14 +41,15 @@ def lower_layer_norm(planner: Planner, node: fx.Node) -> Value:
         source = _argument(node, index, name, None)
         if source is not None:
             fields[name] = planner.data(planner.tensor(source))
-    return _rows(planner, node, "layer_norm_rows", {"x": x}, fields, 4.0)
+    return _rows(planner, node, "layer_norm_rows", {"x": x}, fields, 4.0, len(x.shape) - 1)
 
 
 def lower_softmax(planner: Planner, node: fx.Node) -> Value:
-    """Over the last dimension; its numerators alone where a weighted mean follows."""
+    """Over one dimension; its numerators alone, over the last, where a weighted mean follows."""
     x = _operand(planner, _argument(node, 0, "input"))
     fields: dict[str, Any] = {"divide": 1}
     operands = {"x": x}
+    axis = len(x.shape) - 1
     if node.target is softmax_numerators:
         fields["divide"] = 0
         mask = _argument(node, 1, "mask", None)
@@ -60,9 +60,8 @@ def lower_softmax(planner: Planner, node: fx.Node) -> Value:
                 raise UnsupportedError(node, "its mask broadcasts along a row")
     else:
         dim: Any = _argument(node, 1, "dim")
-        if dim % x.tensor.dim() != x.tensor.dim() - 1:
-            raise UnsupportedError(node, "it is not along the last dimension")
-    return _rows(planner, node, "softmax_rows", operands, fields, 6.0)
+        axis = dim % len(x.shape)
+    return _rows(planner, node, "softmax_rows", operands, fields, 6.0, axis)
 
 
 def lower_float_function(planner: Planner, node: fx.Node) -> Value:
@@ -74,23 +73,54 @@ def lower_float_function(planner: Planner, node: fx.Node) -> Value:
     return _rows(planner, node, "function_rows", {"x": x}, fields, 4.0)
 
 
+def lower_clamp(planner: Planner, node: fx.Node) -> Value:
+    """`clamp`, `hardtanh` and `relu6`, between two numbers or at one."""
+    least, most = _bounds(node)
+    if any(isinstance(bound, (fx.Node, Tensor)) for bound in (least, most)):
+        raise UnsupportedError(node, "its bounds are computed")
+    x = _operand(planner, _argument(node, 0, "input"))
+    fields = {
+        "function": _CLAMP,
+        "least": -math.inf if least is None else float(least),
+        "most": math.inf if most is None else float(most),
+    }
+    return _rows(planner, node, "function_rows", {"x": x}, fields, 1.0)
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    if node.target is F.relu6:
+        return 0.0, 6.0
+    names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+    default = None if node.target is torch.clamp else ...
+    return _argument(node, 1, names[0], default), _argument(node, 2, names[1], default)
+
+
 def lower_float_pair(planner: Planner, node: fx.Node) -> Value:
-    """A sum, difference or product; one operand may broadcast."""
+    """A sum, difference, product or quotient of tensors, or with a number; one may broadcast."""
     a, b = (planner.values[n] if isinstance(n, fx.Node) else n for n in node.args[:2])
-    if node.kwargs.get("alpha", 1) != 1 or not all(isinstance(v, (Value, Tensor)) for v in (a, b)):
-        raise UnsupportedError(node, "it has an operand that is no tensor")
+    if set(node.kwargs) - {"alpha"} or node.kwargs.get("alpha", 1) != 1:
+        raise UnsupportedError(node, "it is another form of it")
     shape = planner.shapes[node].shape
-    left, right = planner.as_value(a), planner.as_value(b)
+    left, right = (
+        _number(planner, v, shape) if isinstance(v, (int, float)) else planner.as_value(v)
+        for v in (a, b)
+    )
     if {left.dtype, right.dtype} != {torch.float32}:
         raise UnsupportedError(node, "it mixes types")
-    commutes = node.target is not torch.sub
-    if left.shape != shape and commutes:
+    commutes = node.target in (torch.add, torch.mul)
+    if commutes and (left.shape != shape or not any(left.strides)):
         left, right = right, left
     if left.shape != shape:
         raise UnsupportedError(node, "both operands broadcast")
     right = Value(right.tensor.expand(shape), right.buffer)
     operands = {"a": left, "b": right}
-    return _rows(planner, node, "pair_rows", operands, {"kind": _PAIRS[node.target]}, 1.0)
+    fields = {"kind": _PAIRS[node.target]}
+    return _rows(planner, node, "pair_rows", operands, fields, 1.0)
+
+
+def _number(planner: Planner, number: float, shape: Sequence[int]) -> Value:
+    meta = torch.empty(1, dtype=torch.float32, device="meta")
+    return Value(meta.expand(shape), planner.constant(torch.tensor([float(number)])))
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any = ...) -> Any:
@@ -119,24 +149,26 @@ def _rows(
     operands: dict[str, Value],
     fields: dict[str, Any],
     cost: float,
+    axis: int | None = None,
 ) -> Value:
     """Emit a kernel over rows of the first operand, whose columns lie next to each other.
 
-    Row kernels work along the last dimension; element by element any dimension may be the row.
+    A row runs along dimension `axis`; element by element any dimension may be the row.
     """
     first = next(iter(operands.values()))
     shape = first.shape
-    along_last = kernel in ("layer_norm_rows", "softmax_rows")
-    axis = len(shape) - 1 if along_last else _columns(operands)
+    axis = _columns(operands) if axis is None else axis
     if axis is None or (first.strides[axis] != 1 and shape[axis] > 1):
-        dense = planner.dense(first.tensor)
+        axis = len(shape) - 1 if axis is None else axis
+        dense = planner.ending_with(first.tensor, axis)
         planner.copy(first, dense)
         name = next(iter(operands))
         operands = {**operands, name: dense}
         first = dense
-        axis = len(shape) - 1
-        if any(v.strides[axis] != 1 and shape[axis] > 1 for v in operands.values()):
+        if not _can_be_columns(list(operands.values()), axis):
             raise UnsupportedError(node, "its operands lie in different orders")
+    if "b" in operands:
+        fields = {**fields, "b_step": int(operands["b"].strides[axis] != 0)}
     codes, needs_floats = _codes(planner, node, first, axis)
     y: Value | None = None
     if needs_floats or codes is None:
@@ -182,9 +214,16 @@ def _columns(operands: dict[str, Value]) -> int | None:
     """The dimension along which the elements of all operands lie next to each other."""
     values = list(operands.values())
     for axis in range(len(values[0].shape) - 1, 0, -1):
-        if values[0].shape[axis] > 1 and all(v.strides[axis] == 1 for v in values):
+        if values[0].shape[axis] > 1 and _can_be_columns(values, axis):
             return axis
     return None
+
+
+def _can_be_columns(values: Sequence[Value], axis: int) -> bool:
+    """Whether the first has its elements next to each other, and the others so or broadcast."""
+    if values[0].shape[axis] == 1:
+        return True
+    return values[0].strides[axis] == 1 and all(v.strides[axis] in (0, 1) for v in values)
 
 
 def _like(planner: Planner, node: fx.Node, first: Value, axis: int) -> Value:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.backends.native.floats import APPROXIMATED
-from fxquant.backends.native.lowerings import LOWERINGS
+from fxquant.backends.native.lowerings import APPROXIMATED, LOWERINGS
 from fxquant.backends.native.planner import UnsupportedError
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.native.segments import segment_module, split

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fxquant.backends.native import (
     codes,
     elementwise,
+    float_windows,
     floats,
     layers,
     movement,
@@ -22,7 +23,7 @@ from fxquant.backends.native import (
 from fxquant.backends.native.planner import Lower
 from passes import softmax_numerators
 
-__all__ = ["LOWERINGS"]
+__all__ = ["APPROXIMATED", "LOWERINGS"]
 
 OPS: Any = torch.ops.fxquant
 
@@ -64,9 +65,21 @@ LOWERINGS: Mapping[Any, Lower] = {
     F.gelu: floats.lower_float_function,
     F.relu: floats.lower_float_function,
     torch.relu: floats.lower_float_function,
+    F.relu6: floats.lower_clamp,
+    F.hardtanh: floats.lower_clamp,
+    torch.clamp: floats.lower_clamp,
     torch.add: floats.lower_float_pair,
     torch.sub: floats.lower_float_pair,
     torch.mul: floats.lower_float_pair,
+    torch.div: floats.lower_float_pair,
+    F.max_pool1d: float_windows.lower_float_pool,
+    F.max_pool2d: float_windows.lower_float_pool,
+    F.avg_pool1d: float_windows.lower_float_pool,
+    F.avg_pool2d: float_windows.lower_float_pool,
+    F.adaptive_avg_pool1d: float_windows.lower_float_pool,
+    F.adaptive_avg_pool2d: float_windows.lower_float_pool,
+    torch.mean: float_windows.lower_float_mean,
+    torch.sum: float_windows.lower_float_mean,
     torch.cat: movement.lower_cat,
     torch.stack: movement.lower_cat,
     torch.channel_shuffle: movement.lower_shuffle,
@@ -95,3 +108,18 @@ LOWERINGS: Mapping[Any, Lower] = {
         movement.lower_movement,
     ),
 }
+
+APPROXIMATED = (
+    F.gelu,
+    F.softmax,
+    torch.softmax,
+    softmax_numerators,
+    F.layer_norm,
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    torch.mean,
+    torch.sum,
+)
+"""Float operations whose last bits are not torch's; the others are single ones of IEEE 754."""

@@ -64,6 +64,17 @@ class Memory(Emitter):
         meta = torch.empty(like.shape, dtype=like.dtype, device="meta")
         return Value(meta, Buffer("arena", meta.nbytes))
 
+    def ending_with(self, like: Tensor, axis: int) -> Value:
+        """Memory of its own, dense, in the order of the dimensions but for `axis`, the last."""
+        meta = torch.empty(like.movedim(axis, -1).shape, dtype=like.dtype, device="meta")
+        return Value(meta.movedim(-1, axis), Buffer("arena", meta.nbytes))
+
+    def copied(self, source: Value, like: Tensor) -> Value:
+        """A copy in memory of its own, of the dense strides of the meta tensor `like`."""
+        value = Value(like, Buffer("arena", like.nbytes))
+        self.copy(source, value)
+        return value
+
     def bordered(
         self, shape: Sequence[int], dtype: torch.dtype, border: Border, zero: int
     ) -> Value:

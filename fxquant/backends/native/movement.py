@@ -19,6 +19,8 @@ __all__ = ["lower_cat", "lower_item", "lower_movement", "lower_same", "lower_shu
 
 def lower_movement(planner: Planner, node: fx.Node) -> Any:
     """A function that moves the elements of one tensor: reshape, permute, slices, roll, padding."""
+    if node.kwargs.get("mode", "nearest") not in ("nearest", "nearest-exact", "constant"):
+        raise UnsupportedError(node, "it computes new elements")
     sources = [n for n in node.all_input_nodes if _is_tensor(planner, n)]
     if len(sources) != 1:
         raise UnsupportedError(node, f"it moves {len(sources)} tensors")

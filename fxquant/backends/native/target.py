@@ -49,7 +49,7 @@ class Native:
         approximated = lowered.meta["approximated"]
         if approximated:
             notes += (
-                f"native computes {approximated} float operations between integers itself, within "
+                f"native computes {approximated} float operations itself, within "
                 "4 units in the last place; an integer behind them may be a step from reference's",
             )
         return LoweredGraph(lowered, notes=notes)

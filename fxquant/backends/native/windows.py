@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fxquant.backends.native.planner import Planner, UnsupportedError
 from fxquant.backends.native.steps import type_number
 from fxquant.backends.native.values import Value
 
-__all__ = ["lower_windows"]
+__all__ = ["Windows", "lower_windows", "pooling"]
 
 OPS: Any = torch.ops.fxquant
 _MAXIMUM, _AVERAGE, _SUM = 0, 1, 2
@@ -35,7 +36,7 @@ def lower_windows(planner: Planner, node: fx.Node) -> Value:
             raise UnsupportedError(node, "it mixes samples")
     else:
         kept = tuple(shape)
-        windows, count = _pooling(node, arguments, x, kept)
+        windows, count = pooling(arguments, x.shape, kept)
     factors: Tensor | None = None
     kind = _MAXIMUM if node.target is OPS.max_pool.default else _AVERAGE
     if node.target is OPS.sum_accumulate.default:
@@ -58,16 +59,21 @@ def _keeping(tensor: Tensor, kept: tuple[int, ...], windows: dict[int, Windows])
     return tensor
 
 
-def _pooling(
-    node: fx.Node, arguments: dict[str, Any], x: Value, shape: tuple[int, ...]
+def pooling(
+    arguments: dict[str, Any], image: Sequence[int], shape: Sequence[int]
 ) -> tuple[dict[int, Windows], Tensor]:
+    """The windows of a pooling by dimension, and how many elements torch counts in each.
+
+    `image` and `shape` are those of input and output; the arguments of an adaptive pooling have
+    an ``output_size``.
+    """
     windows: dict[int, Windows] = {}
-    rank = x.tensor.dim()
+    rank = len(image)
     count = torch.ones((), dtype=torch.float64)
-    if node.target is OPS.adaptive_avg_pool.default:
+    if "output_size" in arguments:
         spatial = len(arguments["output_size"])
         for axis in range(rank - spatial, rank):
-            size, outputs = x.shape[axis], shape[axis]
+            size, outputs = image[axis], shape[axis]
             ranges = [(i * size // outputs, -((i + 1) * size // -outputs)) for i in range(outputs)]
             windows[axis] = (ranges, 1)
             lengths = torch.tensor([stop - start for start, stop in ranges], dtype=torch.float64)
@@ -77,7 +83,7 @@ def _pooling(
     strides = arguments["stride"] or kernel
     dilations = arguments.get("dilation", [1] * len(kernel))
     for index, axis in enumerate(range(rank - len(kernel), rank)):
-        size, pad, step = x.shape[axis], arguments["padding"][index], dilations[index]
+        size, pad, step = image[axis], arguments["padding"][index], dilations[index]
         ranges, counts = [], []
         for output in range(shape[axis]):
             start = output * strides[index] - pad

@@ -4,6 +4,7 @@
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(128)));
 
 static inline Floats in_all_lanes(float value) { return Floats{} + value; }
 
@@ -200,6 +201,12 @@ static inline void softmax_rows(const SoftmaxRowsParams& p, int begin, int end) 
     });
 }
 
+// A NaN stays one, as torch has it.
+static inline Floats clamp_lanes(Floats x, float least, float most) {
+    x = x < in_all_lanes(least) ? in_all_lanes(least) : x;
+    return x > in_all_lanes(most) ? in_all_lanes(most) : x;
+}
+
 static inline int function_rows_items(const FunctionRowsParams& p) { return rows_items(p); }
 
 static inline void function_rows(const FunctionRowsParams& p, int begin, int end) {
@@ -211,6 +218,8 @@ static inline void function_rows(const FunctionRowsParams& p, int begin, int end
             Floats value = load_lanes(x + c, p.columns - c);
             if (p.function == FLOAT_RELU)
                 value = value < Floats{} ? Floats{} : value;
+            else if (p.function == FLOAT_CLAMP)
+                value = clamp_lanes(value, p.least, p.most);
             else if (p.function == FLOAT_GELU)
                 value = value * 0.5f * (1.0f + erf_lanes(value * 0.70710678118654752440f));
             store_both(p, y, codes, c, value);
@@ -228,11 +237,50 @@ static inline void pair_rows(const PairRowsParams& p, int begin, int end) {
         uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
         for (int64_t c = 0; c < p.columns; c += 16) {
             const Floats left = load_lanes(a + c, p.columns - c);
-            const Floats right = load_lanes(b + c, p.columns - c);
+            const Floats right = p.b_step ? load_lanes(b + c, p.columns - c) : in_all_lanes(*b);
             const Floats value = p.kind == FLOAT_ADD   ? left + right
                                  : p.kind == FLOAT_SUB ? left - right
-                                                       : left * right;
+                                 : p.kind == FLOAT_MUL ? left * right
+                                                       : left / right;
             store_both(p, y, codes, c, value);
         }
     });
+}
+
+static inline int pool_rows_items(const PoolRowsParams& p) {
+    return static_cast<int>(p.batch * p.height * ((p.channels + 63) / 64));
+}
+
+// 16 channels of one window.
+static inline Floats pool_window(const PoolRowsParams& p, const float* x, int64_t count,
+                                 int64_t row, int64_t column) {
+    const int32_t *rows = p.row_range + 2 * row, *columns = p.column_range + 2 * column;
+    Doubles sum = {};
+    Floats largest = in_all_lanes(-__builtin_inff());
+    for (int64_t i = rows[0]; i < rows[1]; i += p.row_step)
+        for (int64_t j = columns[0]; j < columns[1]; j += p.column_step) {
+            const Floats value = load_lanes(x + i * p.x_row + j * p.x_pixel, count);
+            if (p.kind == FLOAT_MAX)
+                largest = value > largest || value != value ? value : largest;
+            else
+                sum += __builtin_convertvector(value, Doubles);
+        }
+    if (p.kind == FLOAT_MAX) return largest;
+    if (p.kind == FLOAT_MEAN) sum /= p.counts[row * p.width + column];
+    return __builtin_convertvector(sum, Floats);
+}
+
+static inline void pool_rows(const PoolRowsParams& p, int begin, int end) {
+    const int64_t blocks = (p.channels + 63) / 64;
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item / blocks % p.height, sample = item / blocks / p.height;
+        const int64_t first = item % blocks * 64;
+        const int64_t last = first + 64 < p.channels ? first + 64 : p.channels;
+        for (int64_t column = 0; column < p.width; ++column)
+            for (int64_t c = first; c < last; c += 16) {
+                const float* x = p.x + sample * p.x_batch + c;
+                float* y = p.y + sample * p.y_batch + row * p.y_row + column * p.y_pixel + c;
+                store_lanes(y, pool_window(p, x, last - c, row, column), last - c);
+            }
+    }
 }
