@@ -19,6 +19,7 @@ from fxquant.backends import available_targets
 from fxquant.compile import compile, load
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
+    AccuracyError,
     ArtifactError,
     CalibrationError,
     CompileError,
@@ -31,11 +32,13 @@ from fxquant.errors import (
     TraceError,
     TrainingError,
 )
+from fxquant.measure.accuracy_target import Drop
 from fxquant.measure.auto_bits import auto_recipe, choose_bits
 from fxquant.measure.benchmark import benchmark
 from fxquant.measure.compare import compare
 from fxquant.measure.compare_ops import compare_ops
 from fxquant.measure.evaluate import evaluate
+from fxquant.measure.metric import Metric
 from fxquant.measure.sensitivity import measure as sensitivity
 from fxquant.qat.finetune import finetune
 from fxquant.recipe import Recipe
@@ -43,13 +46,16 @@ from fxquant.report.report import Report
 from fxquant.version import __version__
 
 __all__ = [
+    "AccuracyError",
     "ArtifactError",
     "CalibrationError",
     "CompileError",
     "CompiledModel",
     "DataError",
+    "Drop",
     "FxquantError",
     "InputError",
+    "Metric",
     "ModelError",
     "Recipe",
     "RecipeError",

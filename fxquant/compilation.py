@@ -39,6 +39,7 @@ __all__ = [
     "Compilation",
     "Request",
     "begin",
+    "calibration_source",
     "check_device",
     "check_request",
     "reproducible",
@@ -196,25 +197,7 @@ def check_device(device: str) -> None:
 def begin(request: Request, calibration: Any) -> Compilation:
     """Open the data; raises CalibrationError and DataError."""
     recipe = request.recipe
-    if calibration is None:
-        if not recipe.calibration.source:
-            if recipe.dynamic:
-                raise CalibrationError(
-                    "no example input: pass calibration=x, one batch; dynamic quantization "
-                    "estimates no ranges, but the model is traced and checked on it"
-                )
-            raise CalibrationError(
-                "no calibration data: pass calibration=batches, or name a folder in the "
-                "recipe's calibration.source"
-            )
-        from fxquant.data import open_batches
-
-        calibration = open_batches(
-            recipe.calibration.source,
-            images=recipe.calibration.images or None,
-            preprocessing=recipe.calibration.preset,
-            batch_size=recipe.calibration.batch_size,
-        )
+    calibration = calibration_source(recipe, calibration)
     sweeps = 1 + sum(rewrite.reads_data for rewrite in measured_rewrites(recipe))
     data = CalibrationSet(
         calibration,
@@ -223,6 +206,30 @@ def begin(request: Request, calibration: Any) -> Compilation:
         sweeps=sweeps + (recipe.reconstruction.method != "none"),
     )
     return Compilation(request, data, data.first)
+
+
+def calibration_source(recipe: Recipe, calibration: Any) -> Any:
+    """`calibration`, or the images that the recipe names; raises CalibrationError, DataError."""
+    if calibration is not None:
+        return calibration
+    if not recipe.calibration.source:
+        if recipe.dynamic:
+            raise CalibrationError(
+                "no example input: pass calibration=x, one batch; dynamic quantization "
+                "estimates no ranges, but the model is traced and checked on it"
+            )
+        raise CalibrationError(
+            "no calibration data: pass calibration=batches, or name a folder in the "
+            "recipe's calibration.source"
+        )
+    from fxquant.data import open_batches
+
+    return open_batches(
+        recipe.calibration.source,
+        images=recipe.calibration.images or None,
+        preprocessing=recipe.calibration.preset,
+        batch_size=recipe.calibration.batch_size,
+    )
 
 
 @contextmanager

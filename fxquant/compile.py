@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
-from fxquant.compilation import Compilation, Request, begin, reproducible
+from fxquant.compilation import Compilation, Request, begin, calibration_source, reproducible
 from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
-from fxquant.errors import CompileError, ModelError, TraceError
+from fxquant.errors import CompileError, InputError, ModelError, TraceError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.inputs import arguments
 from fxquant.frontend.trace import trace
@@ -38,7 +38,23 @@ from fxquant.to_integer.invariants import check_float_graph, check_simulated_gra
 from passes import VerificationError, copy_sharing_tensors
 from passes.infra.verify import check_equivalent
 
-__all__ = ["compile", "load"]
+__all__ = ["AccuracyTarget", "compile", "load"]
+
+
+class AccuracyTarget(Protocol):
+    """What a compiled model has to reach, and who sees to it: `fxquant.Drop`."""
+
+    def meet(
+        self,
+        compiled: Callable[[Recipe], CompiledModel],
+        recipe: Recipe,
+        *,
+        model: nn.Module,
+        batches: Iterable[Any],
+        metric: Any = None,
+        progress: bool = False,
+    ) -> CompiledModel:
+        """A model that `compiled` makes of `recipe`, or of one with more bits."""
 
 
 def compile(
@@ -55,6 +71,9 @@ def compile(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     check_inputs: bool = True,
+    accuracy_target: AccuracyTarget | None = None,
+    metric: Callable[..., Any] | None = None,
+    validation: Any = None,
 ) -> CompiledModel:
     """Quantize a float model and lower it to a target's kernels.
 
@@ -73,8 +92,14 @@ def compile(
 
     `check_inputs`: the compiled model raises InputError for NaN and infinite values.
 
+    `accuracy_target`: `fxquant.Drop(0.5)` raises what costs most until `metric` is at most so
+    much below float's on the batches `validation`, by default those of the calibration. `metric`
+    is ``(model, batches) -> float`` or ``(outputs, targets) -> Tensor``, see `fxquant.Metric`, by
+    default top-1 in percent. Report what came of it on other images: these were chosen by.
+
     Raises ModelError and TraceError for the model, RecipeError for the recipe, CalibrationError
     for the data, TargetError for the target, InputError for the device and for the name of a pass,
+    AccuracyError where the accuracy target is not reached, whose `best` came nearest, and
     CompileError where a pass broke its contract: the message names the folder of a reproducer.
     """
     if isinstance(model, CompiledModel):
@@ -91,6 +116,27 @@ def compile(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         resume=resume,
     )
+    if accuracy_target is None and (metric is not None or validation is not None):
+        raise InputError("metric and validation belong to accuracy_target=fxquant.Drop(...)")
+    if accuracy_target is None:
+        q = _compile(request, calibration)
+    else:
+        batches = _readable_again(calibration_source(request.recipe, calibration))
+        q = accuracy_target.meet(
+            lambda recipe: _compile(replace(request, recipe=recipe), batches),
+            request.recipe,
+            model=model,
+            batches=batches if validation is None else validation,
+            metric=metric,
+            progress=progress,
+        )
+    q.check_inputs = check_inputs
+    if verbose or diff_passes:
+        print_diffs((*q.report.passes, *q.report.target_passes), request.diff_passes)
+    return q
+
+
+def _compile(request: Request, calibration: Any) -> CompiledModel:
     with reproducible(request):
         c = begin(request, calibration)
         c = front_end(c)
@@ -98,11 +144,7 @@ def compile(
         c = even_out(c)
         c = plan_and_simulate(c)
         c = round_weights(c)
-        q = lower(c)
-    q.check_inputs = check_inputs
-    if verbose or diff_passes:
-        print_diffs((*q.report.passes, *q.report.target_passes), request.diff_passes)
-    return q
+        return lower(c)
 
 
 def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) -> CompiledModel:
@@ -246,6 +288,11 @@ def lower(c: Compilation) -> CompiledModel:
 
 
 # -- their details -----------------------------------------------------------------------
+
+
+def _readable_again(calibration: Any) -> Any:
+    one_shot = isinstance(calibration, Iterable) and iter(calibration) is calibration
+    return list(calibration) if one_shot else calibration
 
 
 def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:

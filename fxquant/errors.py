@@ -10,6 +10,7 @@ FxquantError
 ├── ArtifactError      a file is damaged, foreign or from a newer version
 ├── TargetError        a lowering target is unknown or cannot run the graph
 ├── TrainingError      finetuning broke down; `best` is the best model before that
+├── AccuracyError      no accuracy target was reached; `best` is the model that came nearest
 └── CompileError       a pass broke its contract (a bug of ours: please report it)
 """
 
@@ -62,6 +63,14 @@ class CompileError(FxquantError):
 
 class TrainingError(FxquantError):
     """Finetuning broke down. `best` is the CompiledModel of the best state before that."""
+
+    def __init__(self, message: str, best: Any) -> None:
+        super().__init__(message)
+        self.best = best
+
+
+class AccuracyError(FxquantError):
+    """An accuracy target was not reached. `best` is the CompiledModel that came nearest."""
 
     def __init__(self, message: str, best: Any) -> None:
         super().__init__(message)

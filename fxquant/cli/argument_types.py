@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["positive", "shape", "share", "size"]
+__all__ = ["points", "positive", "shape", "share", "size"]
 
 
 def positive(text: str) -> int:
@@ -35,4 +35,12 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (95 % is 0.95)")
+    return value
+
+
+def points(text: str) -> float:
+    """A number of percentage points."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 percentage points")
     return value

@@ -15,7 +15,7 @@ from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import joined
 from fxquant.compilation import check_request
 from fxquant.data import ImageBatches
-from fxquant.errors import ArtifactError, CalibrationError, DataError, InputError
+from fxquant.errors import AccuracyError, ArtifactError, CalibrationError, DataError, InputError
 from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.metrics import logits_of
 from passes.infra.listing import to_text
@@ -27,7 +27,8 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     options.add_recipe(parser)
     options.add_calibration(parser)
     options.add_evaluation(parser)
-    add_checks(parser)
+    options.add_validation(parser)
+    add_checks(parser, drop="of top-1 against float, e.g. 0.5: raise layers until it holds")
     group = parser.add_argument_group("results")
     group.add_argument("--save", metavar="FILE", help="write the compiled model, e.g. m.fxq")
     group.add_argument(
@@ -60,8 +61,10 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
 
     Under torchrun the processes share the learning; the first one does the rest.
     """
-    if wants_checks(arguments) and arguments.evaluate is None:
+    if wants_checks(arguments, besides="max_drop") and arguments.evaluate is None:
         raise InputError("the checks need images to evaluate on; add --evaluate DIR")
+    if arguments.validation is not None and arguments.max_drop is None:
+        raise InputError("--validation belongs to --max-drop POINTS")
     if arguments.save is not None:
         options.check_destination("--save", arguments.save)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
@@ -87,19 +90,27 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
     progress = options.shows_progress(arguments) and first
     # The float side goes first: what is wrong with the images shows before the long part.
     reference = None if evaluation is None else _float_logits(model, evaluation, progress)
-    compiled = fxquant.compile(
-        model,
-        recipe,
-        calibration=calibration,
-        target=arguments.target,
-        verbose=arguments.diff and first,
-        diff_passes=tuple(arguments.diff_pass) if first else (),
-        dump=Path(arguments.dump) if arguments.dump is not None and first else None,
-        progress=progress,
-        device=arguments.device,
-        checkpoint=arguments.checkpoint,
-        resume=arguments.resume,
-    )
+    missed: tuple[str, ...] = ()
+    try:
+        compiled = fxquant.compile(
+            model,
+            recipe,
+            calibration=calibration,
+            target=arguments.target,
+            verbose=arguments.diff and first,
+            diff_passes=tuple(arguments.diff_pass) if first else (),
+            dump=Path(arguments.dump) if arguments.dump is not None and first else None,
+            progress=progress,
+            device=arguments.device,
+            checkpoint=arguments.checkpoint,
+            resume=arguments.resume,
+            accuracy_target=None
+            if arguments.max_drop is None
+            else fxquant.Drop(arguments.max_drop),
+            validation=options.open_validation(arguments),
+        )
+    except AccuracyError as error:
+        compiled, missed = error.best, (str(error),)
     if not first:
         return Outcome("", {}, silent=True)
     texts = [str(compiled.report)]
@@ -109,12 +120,12 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
         "target": arguments.target,
         "report": compiled.report.to_json(),
     }
-    failures: tuple[str, ...] = ()
+    failures = missed
     if evaluation is not None:
         pair = evaluate(compiled, evaluation, reference=reference, progress=progress)
         texts.append(str(pair))
         data["evaluation"] = pair.to_json()
-        failures = failed_checks(arguments, pair)
+        failures += failed_checks(arguments, pair)
     if arguments.save:
         compiled.save(Path(arguments.save))
         size = Path(arguments.save).stat().st_size

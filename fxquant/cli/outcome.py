@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxquant.cli.argument_types import share
+from fxquant.cli.argument_types import points, share
 from fxquant.errors import DataError
 from fxquant.measure.evaluate import Evaluation
 from fxquant.measure.tables import decibels, percent
@@ -30,20 +30,20 @@ class Outcome:
     silent: bool = False
 
 
-def add_checks(parser: argparse.ArgumentParser) -> None:
-    """``--min-agreement``, ``--min-sqnr`` and ``--max-drop``."""
+def add_checks(
+    parser: argparse.ArgumentParser, *, drop: str = "of top-1 against float, e.g. 0.5"
+) -> None:
+    """``--min-agreement``, ``--min-sqnr`` and ``--max-drop``, whose help is `drop`."""
     group = parser.add_argument_group("checks (exit code 1 where one fails)")
     group.add_argument("--min-agreement", type=share, metavar="SHARE", help="e.g. 0.95")
     group.add_argument("--min-sqnr", type=float, metavar="DB", help="of the logits, e.g. 17.4")
-    group.add_argument(
-        "--max-drop", type=share, metavar="SHARE", help="of top-1 against float, e.g. 0.005"
-    )
+    group.add_argument("--max-drop", type=points, metavar="POINTS", help=drop)
 
 
-def wants_checks(arguments: argparse.Namespace) -> bool:
-    """Whether any option of `add_checks` is given."""
-    options = (arguments.min_agreement, arguments.min_sqnr, arguments.max_drop)
-    return any(value is not None for value in options)
+def wants_checks(arguments: argparse.Namespace, *, besides: str = "") -> bool:
+    """Whether any option of `add_checks` is given, the one that is named aside."""
+    options = ("min_agreement", "min_sqnr", "max_drop")
+    return any(getattr(arguments, name) is not None for name in options if name != besides)
 
 
 def failed_checks(arguments: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ...]:
@@ -63,6 +63,6 @@ def failed_checks(arguments: argparse.Namespace, evaluation: Evaluation) -> tupl
     most = arguments.max_drop
     if most is not None and drop is None:
         raise DataError("--max-drop needs labels; the images have none")
-    if most is not None and drop is not None and drop > most:
-        failures.append(f"top-1 drops by {percent(drop)}, over {percent(most)}")
+    if most is not None and drop is not None and 100 * drop > most:
+        failures.append(f"top-1 drops by {percent(drop)}, over {most:.2f} %")
     return tuple(failures)

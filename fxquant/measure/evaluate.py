@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
+from fxquant.measure.metric import Metric, as_metric
 from fxquant.measure.tables import decibels, finite, percent, table
 from fxquant.metrics import Accuracy, Batch, Closeness, Model, labelled_logits, logits_of
 
@@ -29,6 +30,10 @@ class Evaluation:
         sqnr_db: 10·log10(Σ r² / Σ (r − y)²) over all logits y of the model and r of the reference,
             in decibels; infinite where they are equal.
         reference: what the reference itself reached on the same images.
+        metric: the value of the metric that was asked for, which stands for what a classifier is
+            judged by: the other figures are None then.
+        metric_name: of `metric`.
+        drop: by how much `metric` is worse than the reference's; negative where it is better.
     """
 
     images: int
@@ -38,6 +43,9 @@ class Evaluation:
     agreement: float | None = None
     sqnr_db: float | None = None
     reference: Evaluation | None = None
+    metric: float | None = None
+    metric_name: str = ""
+    drop: float | None = None
 
     @property
     def top1_drop(self) -> float | None:
@@ -57,6 +65,11 @@ class Evaluation:
         rows = [("quantized" if self.reference else "model", self)]
         if self.reference is not None:
             rows.insert(0, ("float", self.reference))
+        if self.metric is not None:
+            return table(
+                [(name, row.images, f"{row.metric:.5g}") for name, row in rows],
+                ("", "images", self.metric_name),
+            )
         return table(
             [
                 (
@@ -80,6 +93,7 @@ def evaluate(
     *,
     reference: Model | Sequence[Tensor] | None = None,
     classes: int | None = None,
+    metric: Metric | Callable[..., Any] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Run `model` on all batches and count what it gets right.
@@ -91,13 +105,17 @@ def evaluate(
             all of a batch means that the batch has no labels.
         reference: a float model that runs on the same images, or its logits (`collect_logits`).
         classes: the labels' range; by default the number of logits.
+        metric: judge by this instead, whatever the model returns: ``(model, batches) -> float`` or
+            ``(outputs, targets) -> Tensor``, see `Metric`. The reference is a model then.
         progress: show a bar on stderr after two seconds.
 
     Raises:
         DataError: there are no batches, or a label is out of range (names the image).
         ModelError: a model is in training mode, or its output is not [N, classes].
-        InputError: the reference's logits belong to other images.
+        InputError: the reference's logits belong to other images, or the metric fails.
     """
+    if metric is not None:
+        return _by_metric(as_metric(metric), model, batches, reference, progress)
     accuracy, reference_accuracy, closeness = Accuracy(), Accuracy(), Closeness()
     expected = _reference_logits(reference)
     with torch.inference_mode():
@@ -138,6 +156,45 @@ def collect_logits(
 
 def _evaluation(of: Accuracy) -> Evaluation:
     return Evaluation(of.images, of.top1, of.top5, of.loss)
+
+
+def _by_metric(
+    metric: Metric,
+    model: Model,
+    batches: Iterable[Batch],
+    reference: Model | Sequence[Tensor] | None,
+    progress: bool,
+) -> Evaluation:
+    if reference is not None and not callable(reference):
+        raise InputError("a metric judges models: give the float model as the reference")
+    counted = _Counted(list(batches) if iter(batches) is batches else batches)
+    of_reference = reference and metric(reference, counted, bar="float" if progress else "")
+    value = metric(model, counted, bar="evaluate" if progress else "")
+    found = Evaluation(counted.images, None, None, None, metric=value, metric_name=metric.name)
+    if of_reference is None:
+        return found
+    return replace(
+        found,
+        reference=replace(found, metric=of_reference),
+        drop=metric.drop(of_reference, value),
+    )
+
+
+class _Counted:
+    """Batches, and how many images the last walk over them saw."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+        self.images = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.images = 0
+        for batch in self._batches:
+            self.images += len(batch if isinstance(batch, Tensor) else batch[0])
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
 
 
 def _reference_logits(

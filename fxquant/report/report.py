@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from fxquant.plan.coverage import CoverageRow
+from fxquant.report.accuracy import AccuracyTrail
 from passes import PassRecord
 
 _FLOAT_OPERAND = re.compile(r"its operand (\S+) is float")
@@ -56,6 +57,7 @@ class Report:
     target_passes: tuple[PassRecord, ...] = ()
     time_over_float: float | None = None
     timed_on: str = ""
+    accuracy: AccuracyTrail | None = None
 
     @property
     def macs(self) -> int:
@@ -89,6 +91,7 @@ class Report:
             "target_check": dict(self.target_check),
             "time_over_float": self.time_over_float,
             "timed_on": self.timed_on,
+            "accuracy": self.accuracy and self.accuracy.to_json(),
             "passes": [
                 {
                     "name": record.name,
@@ -120,10 +123,19 @@ class Report:
             target_check=data["target_check"],
             time_over_float=data.get("time_over_float"),
             timed_on=data.get("timed_on", ""),
+            accuracy=AccuracyTrail.from_json(data["accuracy"]) if data.get("accuracy") else None,
         )
 
     def __str__(self) -> str:
-        sections = [self._head(), self._passes(), self._coverage(), self._float(), self._grids()]
+        target = "" if self.accuracy is None else str(self.accuracy)
+        sections = [
+            self._head(),
+            target,
+            self._passes(),
+            self._coverage(),
+            self._float(),
+            self._grids(),
+        ]
         sections += [self._declines(), self._check(), "\n".join((*self.notes, *self.target_notes))]
         return "\n\n".join(section for section in sections if section)
 

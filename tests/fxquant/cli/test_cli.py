@@ -116,6 +116,13 @@ def test_diff_prints_what_passes_changed(capsys: pytest.CaptureFixture[str]) -> 
     assert "\n-" in capsys.readouterr().out
 
 
+def test_compile_raises_layers_for_an_accuracy_target(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--recipe", "w2a8", "--target", "reference", "--max-drop", "100")
+    data = run_json(capsys, *COMPILE, *options)
+    assert len(data["report"]["accuracy"]["steps"]) == 1
+    assert data["report"]["accuracy"]["most"] == 100
+
+
 def test_saved_file_is_evaluated_and_inspected(capsys: pytest.CaptureFixture[str]) -> None:
     compiled = run_json(capsys, *COMPILE, "--evaluate", "images", "--save", "m.fxq")
     against = ("--reference", MODEL, *PIXELS)
