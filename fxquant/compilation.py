@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -36,6 +36,7 @@ from passes import Pass, PassError, PassRecord, Pipeline, UnsupportedGraphError
 from passes.infra.reproducer import write_reproducer
 
 __all__ = [
+    "AccuracyTarget",
     "Compilation",
     "Request",
     "begin",
@@ -147,6 +148,22 @@ class Compilation:
         if self.request.dump is not None:
             dump_stage(self.request.dump, stage, self.stages[stage])
         return self
+
+
+class AccuracyTarget(Protocol):
+    """What a compiled model has to reach, and who sees to it: `fxquant.Drop`."""
+
+    def meet(
+        self,
+        compiled: Callable[[Recipe], CompiledModel],
+        recipe: Recipe,
+        *,
+        model: nn.Module,
+        batches: Iterable[Any],
+        metric: Any = None,
+        progress: bool = False,
+    ) -> CompiledModel:
+        """A model that `compiled` makes of `recipe`, or of one with more bits."""
 
 
 def check_request(

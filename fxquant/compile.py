@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
-from fxquant.compilation import Compilation, Request, begin, calibration_source, reproducible
+from fxquant.compilation import (
+    AccuracyTarget,
+    Compilation,
+    Request,
+    begin,
+    calibration_source,
+    reproducible,
+)
 from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
-from fxquant.errors import CompileError, InputError, ModelError, TraceError
+from fxquant.errors import CompileError, InputError, ModelError
 from fxquant.even_out import measured_rewrites
-from fxquant.frontend.inputs import arguments
+from fxquant.frontend.faithful import check_repeatable, check_same_outputs, one_sample
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import coverage
 from fxquant.plan.node_recipe import selectable
@@ -35,26 +40,9 @@ from fxquant.simulate.nonlinear import link_forms
 from fxquant.simulate.simulation_passes import simulation_passes
 from fxquant.to_integer import to_checked_integer
 from fxquant.to_integer.invariants import check_float_graph, check_simulated_graph
-from passes import VerificationError, copy_sharing_tensors
-from passes.infra.verify import check_equivalent
+from passes import copy_sharing_tensors
 
-__all__ = ["AccuracyTarget", "compile", "load"]
-
-
-class AccuracyTarget(Protocol):
-    """What a compiled model has to reach, and who sees to it: `fxquant.Drop`."""
-
-    def meet(
-        self,
-        compiled: Callable[[Recipe], CompiledModel],
-        recipe: Recipe,
-        *,
-        model: nn.Module,
-        batches: Iterable[Any],
-        metric: Any = None,
-        progress: bool = False,
-    ) -> CompiledModel:
-        """A model that `compiled` makes of `recipe`, or of one with more bits."""
+__all__ = ["compile", "load"]
 
 
 def compile(
@@ -116,11 +104,12 @@ def compile(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         resume=resume,
     )
-    if accuracy_target is None and (metric is not None or validation is not None):
-        raise InputError("metric and validation belong to accuracy_target=fxquant.Drop(...)")
     if accuracy_target is None:
+        if metric is not None or validation is not None:
+            raise InputError("metric and validation belong to accuracy_target=fxquant.Drop(...)")
         q = _compile(request, calibration)
     else:
+        _check_target(accuracy_target, request)
         batches = _readable_again(calibration_source(request.recipe, calibration))
         q = accuracy_target.meet(
             lambda recipe: _compile(replace(request, recipe=recipe), batches),
@@ -167,11 +156,11 @@ def front_end(c: Compilation) -> Compilation:
     """nn.Module → float graph, which computes what the model computes."""
     model = c.request.model
     traced = trace(model, c.data.names)
-    c = replace(c, probe=_probe(traced.graph_module, c.data.first))
+    c = replace(c, probe=one_sample(traced.graph_module, c.data.first))
     c = replace(c, leaf_reasons=traced.leaf_reasons)
-    _check_repeatable(model, c.data.names, c.probe)
+    check_repeatable(model, c.data.names, c.probe)
     c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
-    _check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
+    check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
     c.recipe.check_selectors(*selectable(c.stages["float"]))
     return c.finished("float")
 
@@ -290,61 +279,20 @@ def lower(c: Compilation) -> CompiledModel:
 # -- their details -----------------------------------------------------------------------
 
 
+def _check_target(target: Any, request: Request) -> None:
+    if not callable(getattr(target, "meet", None)):
+        raise InputError(
+            f"accuracy_target is {target!r}: give fxquant.Drop(0.5), the most that may be lost"
+        )
+    if request.checkpoint is not None:
+        raise InputError(
+            "a checkpoint is of one recipe, and an accuracy target tries several: give one of both"
+        )
+
+
 def _readable_again(calibration: Any) -> Any:
     one_shot = isinstance(calibration, Iterable) and iter(calibration) is calibration
     return list(calibration) if one_shot else calibration
-
-
-def _probe(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One sample, because passes are verified on it again and again.
-
-    The whole batch where the model does not run on that: the first dimension of a recurrent
-    layer's state is no batch.
-    """
-    one = tuple(
-        value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
-        for value in batch
-    )
-    try:
-        with torch.no_grad():
-            traced(*one)
-    except Exception:
-        return batch
-    return one
-
-
-def _check_repeatable(model: nn.Module, names: Sequence[str], probe: tuple[Any, ...]) -> None:
-    outputs = []
-    for _ in range(2):
-        positional, named = arguments(model, names, copy.deepcopy(probe))
-        try:
-            with torch.no_grad():
-                outputs.append(copy.deepcopy(model(*positional, **named)))
-        except Exception:
-            return  # the run of the graph says at which operation
-    try:
-        check_equivalent(*outputs, name="a second call")
-    except VerificationError as error:
-        raise ModelError(
-            f"{type(model).__name__} gives other outputs when it is called again with the same "
-            "inputs: take random numbers and counters of calls out of forward"
-        ) from error
-
-
-def _check_same_outputs(
-    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, probe: tuple[Any, ...]
-) -> None:
-    # The model may write into its inputs.
-    positional, named = arguments(model, names, copy.deepcopy(probe))
-    with torch.no_grad():
-        expected, found = model(*positional, **named), graph(*copy.deepcopy(probe))
-    try:
-        check_equivalent(expected, found, name="the float graph")
-    except VerificationError as error:
-        raise TraceError(
-            f"{type(model).__name__} computes something else than what was traced of it: {error}; "
-            "does forward depend on random numbers, or on what it was called with before?"
-        ) from error
 
 
 def _check_anything_quantized(c: Compilation) -> None:

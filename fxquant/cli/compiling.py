@@ -13,6 +13,7 @@ from fxquant.cli import options
 from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import joined
+from fxquant.cli.validation import add_validation, open_validation
 from fxquant.compilation import check_request
 from fxquant.data import ImageBatches
 from fxquant.errors import AccuracyError, ArtifactError, CalibrationError, DataError, InputError
@@ -27,7 +28,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     options.add_recipe(parser)
     options.add_calibration(parser)
     options.add_evaluation(parser)
-    options.add_validation(parser)
+    add_validation(parser)
     add_checks(parser, drop="of top-1 against float, e.g. 0.5: raise layers until it holds")
     group = parser.add_argument_group("results")
     group.add_argument("--save", metavar="FILE", help="write the compiled model, e.g. m.fxq")
@@ -107,7 +108,7 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
             accuracy_target=None
             if arguments.max_drop is None
             else fxquant.Drop(arguments.max_drop),
-            validation=options.open_validation(arguments),
+            validation=open_validation(arguments),
         )
     except AccuracyError as error:
         compiled, missed = error.best, (str(error),)

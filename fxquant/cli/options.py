@@ -221,7 +221,7 @@ def open_calibration(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> B
         )
     return open_batches(
         arguments.calibration,
-        preprocessing=_preprocessing(arguments),
+        preprocessing=preprocessing(arguments),
         images=arguments.images or recipe.calibration.images or _default_images(recipe),
         select=arguments.select,
         batch_size=arguments.batch_size,
@@ -233,36 +233,8 @@ def open_evaluation(arguments: argparse.Namespace) -> ImageBatches:
     named = arguments.evaluate_preprocessing
     return open_batches(
         arguments.evaluate,
-        preprocessing=_preprocessing(arguments) if named is None else named,
+        preprocessing=preprocessing(arguments) if named is None else named,
         images=arguments.evaluate_images,
-        select=arguments.select,
-        batch_size=arguments.batch_size,
-    )
-
-
-def add_validation(parser: argparse.ArgumentParser) -> None:
-    """``--validation`` and ``--validation-images``."""
-    group = parser.add_argument_group(
-        "accuracy target",
-        "Where --max-drop is given, the layers that cost most get more bits until top-1 drops by "
-        "no more than that on these images.",
-    )
-    group.add_argument(
-        "--validation", metavar="DIR", help="labelled images; default those of the calibration"
-    )
-    group.add_argument(
-        "--validation-images", type=positive, metavar="N", help="how many; default all"
-    )
-
-
-def open_validation(arguments: argparse.Namespace) -> ImageBatches | None:
-    """The batches of `add_validation`, or None where no source is given."""
-    if arguments.validation is None:
-        return None
-    return open_batches(
-        arguments.validation,
-        preprocessing=_preprocessing(arguments),
-        images=arguments.validation_images,
         select=arguments.select,
         batch_size=arguments.batch_size,
     )
@@ -272,7 +244,7 @@ def open_training(arguments: argparse.Namespace) -> ImageBatches:
     """The batches of ``--training``."""
     return open_batches(
         arguments.training,
-        preprocessing=_preprocessing(arguments),
+        preprocessing=preprocessing(arguments),
         batch_size=arguments.batch_size,
     )
 
@@ -297,7 +269,8 @@ def _default_images(recipe: fxquant.Recipe) -> int:
     return settings.images or find_method(settings.method).published.images
 
 
-def _preprocessing(arguments: argparse.Namespace) -> Preprocessing:
+def preprocessing(arguments: argparse.Namespace) -> Preprocessing:
+    """What the options of `add_images` do with each image."""
     named = Preprocessing.parse(arguments.preprocessing)
     given = {name: getattr(arguments, name) for name in FIELD_READERS}
     return named.replace({name: text for name, text in given.items() if text is not None})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
@@ -19,15 +18,22 @@ from fxquant.errors import (
     TargetError,
 )
 from fxquant.measure.metric import TOP1, Metric, as_metric
-from fxquant.measure.sensitivity import Effect, Sensitivity, measure
-from fxquant.recipe import Override, Recipe
+from fxquant.measure.rungs import (
+    Rung,
+    divergence,
+    few_bits,
+    free_changes,
+    noise,
+    raised,
+    to_float,
+    to_integers,
+)
+from fxquant.measure.sensitivity import measure
+from fxquant.recipe import Recipe
 from fxquant.report.accuracy import AccuracyStep, AccuracyTrail
-from passes import module_path
 
 __all__ = ["Drop"]
 
-_Harm = Callable[[Effect], float]
-_COARSE_OBSERVERS = ("abs_max", "min_max", "moving_average_abs_max", "moving_average_min_max")
 _NEGLIGIBLE = 0.01
 """What is left of the first harm once steps no longer take half of the rest, but all of it."""
 
@@ -83,41 +89,6 @@ class Drop:
         return search.result()
 
 
-@dataclass(frozen=True)
-class _Rung:
-    """Something to raise: a layer's weight, a value, or all that a module computes.
-
-    `harm` is what goes away with it; `before` and `after` are its bits.
-    """
-
-    what: str
-    path: str
-    before: int | str
-    after: int | str
-    harm: float
-
-    def __str__(self) -> str:
-        change = f"{self.before} -> {self.after} bits"
-        change = f"{self.before} bits -> float" if self.after == "float" else change
-        return f"{self.what}{self.path and ' of '}{self.path}: {change}"
-
-    def raised(self, recipe: Recipe) -> Recipe:
-        """`recipe` with this raised."""
-        # A regular expression names the one module; a glob would name what is below it, too.
-        regex = re.escape(self.path)
-        if self.what == "input":
-            return recipe.replace({"input_bits": self.after})
-        if self.after == "float":
-            return recipe.replace({"float": [*recipe.float, f"regex:{regex}"]})
-        bits = (("bits", self.after),)
-        override = (
-            Override(regex=regex, weights=bits)
-            if self.what == "weights"
-            else Override(regex=regex, activations=bits)
-        )
-        return recipe.replace({"overrides": [*recipe.overrides, override]})
-
-
 class _Search:
     def __init__(
         self,
@@ -143,7 +114,7 @@ class _Search:
         if self._try((), recipe) or recipe.dynamic:
             return
         assert self.kept is not None
-        free = _free_changes(recipe, self.kept[1])
+        free = free_changes(recipe, self.kept[1])
         if free:
             before = self.kept
             names = tuple(f": {key} = {value}" for key, value in free.items())
@@ -152,21 +123,20 @@ class _Search:
             if self.kept is not before:
                 recipe = recipe.replace(free)
         q = self.kept[1]
-        bits = sorted({8, *(spec.bits for spec in _plan(q).weights.values()), *_value_bits(q)})
         found = measure(
             q,
             recipe,
             self.batches,
-            bits=bits,
+            bits=sorted({8, *few_bits(q)}),
             activations=True,
             images=self.target.images,
             progress=self.progress,
         )
         # A prediction's divergence says little of an output that is judged by something else.
-        harm = _divergence if self.metric is TOP1 else _noise
-        recipe = self._climb(_to_integers(q, found, harm), recipe)
+        harm = divergence if self.metric is TOP1 else noise
+        recipe = self._climb(to_integers(q, found, harm), recipe)
         if not self._holds():
-            self._climb(_to_float(q, found, harm), recipe)
+            self._climb(to_float(q, found, harm), recipe)
 
     def result(self) -> CompiledModel:
         """The model that holds the target. Raises AccuracyError with the nearest where none is."""
@@ -192,12 +162,12 @@ class _Search:
             q,
         )
 
-    def _climb(self, rungs: Sequence[_Rung], recipe: Recipe) -> Recipe:
+    def _climb(self, rungs: Sequence[Rung], recipe: Recipe) -> Recipe:
         """Raise groups of rungs, the worst first; the recipe with all that could be."""
         rungs = sorted(rungs, key=lambda rung: -rung.harm)
         least = _NEGLIGIBLE * sum(rung.harm for rung in rungs)
         waiting = list(rungs)
-        refused: list[list[_Rung]] = []
+        refused: list[list[Rung]] = []
         while (waiting or refused) and not self._exhausted():
             if refused:
                 group = refused.pop()
@@ -205,7 +175,7 @@ class _Search:
                 group = _worst_half(waiting, least)
                 waiting = waiting[len(group) :]
             before = len(self.steps)
-            holds = self._try(tuple(map(str, group)), _raised(recipe, group))
+            holds = self._try(tuple(map(str, group)), raised(recipe, group))
             if self.steps[before].refused:
                 half = len(group) // 2
                 refused += [
@@ -214,17 +184,17 @@ class _Search:
                 continue
             if holds:
                 return self._give_back(recipe, group)
-            recipe = _raised(recipe, group)
+            recipe = raised(recipe, group)
         return recipe
 
-    def _give_back(self, recipe: Recipe, group: list[_Rung]) -> Recipe:
+    def _give_back(self, recipe: Recipe, group: list[Rung]) -> Recipe:
         """Fewer of the last group, while the target holds."""
         while len(group) > 1 and not self._exhausted():
             half = group[: len(group) // 2]
-            if not self._try(tuple(map(str, half)), _raised(recipe, half)):
+            if not self._try(tuple(map(str, half)), raised(recipe, half)):
                 break
             group = half
-        return _raised(recipe, group)
+        return raised(recipe, group)
 
     def _try(self, raised: tuple[str, ...], recipe: Recipe) -> bool:
         """Compile and measure; keep what holds, or comes nearer; whether the target holds."""
@@ -279,81 +249,7 @@ class _Seen:
         return len(self._batches)  # type: ignore[arg-type]
 
 
-def _plan(q: CompiledModel) -> Any:
-    assert q.plan is not None
-    return q.plan
-
-
-def _value_bits(q: CompiledModel) -> set[int]:
-    return {site.spec.bits for site in _plan(q).values if site.spec.bits <= 8}
-
-
-def _free_changes(recipe: Recipe, q: CompiledModel) -> dict[str, Any]:
-    """What makes grids and roundings better and costs nothing when the model runs."""
-    changes: dict[str, Any] = {}
-    for name in ("weights", "activations"):
-        if getattr(recipe, name).observer in _COARSE_OBSERVERS:
-            changes[f"{name}.observer"] = "mse"
-    if recipe.activations.depthwise == "per_tensor":
-        changes["activations.depthwise"] = "per_channel"
-    few = any(spec.bits < 8 for spec in _plan(q).weights.values())
-    if few and recipe.reconstruction.method == "none":
-        changes["reconstruction.method"] = "gptq"
-    return changes
-
-
-def _to_integers(q: CompiledModel, found: Sensitivity, harm_of: _Harm) -> list[_Rung]:
-    """Weights and values at more bits, each with the harm that this takes away."""
-    nodes = {node.name: node for node in q.stages["fused"].graph.nodes}
-    plan, rungs = _plan(q), {}
-    weights, values = found.of("weight"), found.of("activation")
-    for name, spec in plan.weights.items():
-        path = module_path(nodes[name])
-        if spec.bits < 8 and path in weights:
-            harm = harm_of(weights[path][spec.bits]) - harm_of(weights[path][8])
-            rungs["weights", path] = _Rung("weights", path, spec.bits, 8, harm)
-    for site in plan.values:
-        effects = values.get(site.path.removeprefix("quantizers."), {})
-        node: fx.Node = nodes[site.nodes[0]]
-        path = module_path(node)
-        is_input = node.op == "placeholder"
-        if site.spec.bits not in effects or site.fixed or not (path or is_input):
-            continue
-        after = 8 if site.spec.bits < 8 else 16
-        harm = harm_of(effects[site.spec.bits]) - (harm_of(effects[8]) if after == 8 else 0.0)
-        what, path = ("input", "") if is_input else ("values", path)
-        # Several values of one module go together.
-        same = rungs.get((what, path))
-        harm += same.harm if same else 0.0
-        rungs[what, path] = _Rung(what, path, site.spec.bits, after, harm)
-    return list(rungs.values())
-
-
-def _to_float(q: CompiledModel, found: Sensitivity, harm_of: _Harm) -> list[_Rung]:
-    """Whole modules in float, each with the harm that its weight and its values do at 8 bits."""
-    nodes = {node.name: node for node in q.stages["fused"].graph.nodes}
-    harms: dict[str, float] = {}
-    for path, effects in found.of("weight").items():
-        harms[path] = harm_of(effects[8])
-    sites = {site.path.removeprefix("quantizers."): site for site in _plan(q).values}
-    for name, effects in found.of("activation").items():
-        path = module_path(nodes[sites[name].nodes[0]]) if name in sites else ""
-        harms[path] = harms.get(path, 0.0) + harm_of(effects[8])
-    return [_Rung("all", path, 8, "float", harm) for path, harm in harms.items() if path]
-
-
-def _noise(effect: Effect) -> float:
-    """Of the output, over its signal."""
-    noise: float = 10 ** (-effect.sqnr_db / 10)
-    return noise
-
-
-def _divergence(effect: Effect) -> float:
-    """Of the prediction, in nats."""
-    return _noise(effect) if effect.kl is None else effect.kl
-
-
-def _worst_half(rungs: Sequence[_Rung], least: float) -> list[_Rung]:
+def _worst_half(rungs: Sequence[Rung], least: float) -> list[Rung]:
     """The first of the sorted rungs that make up half of their harm; all where little is left."""
     rest = sum(rung.harm for rung in rungs)
     if rest <= least:
@@ -364,9 +260,3 @@ def _worst_half(rungs: Sequence[_Rung], least: float) -> list[_Rung]:
         if taken >= rest / 2:
             return list(rungs[:count])
     return list(rungs)
-
-
-def _raised(recipe: Recipe, rungs: Iterable[_Rung]) -> Recipe:
-    for rung in rungs:
-        recipe = rung.raised(recipe)
-    return recipe

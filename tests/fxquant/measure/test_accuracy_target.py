@@ -152,6 +152,22 @@ def test_a_metric_alone_is_an_error(network: nn.Module) -> None:
         fxquant.compile(network, "w8a8", calibration=images(), metric=squared)
 
 
+def test_a_number_is_no_target(network: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"give fxquant.Drop\(0.5\)"):
+        fxquant.compile(network, "w8a8", calibration=images(), accuracy_target=0.5)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_is_of_one_recipe(network: nn.Module) -> None:
+    with pytest.raises(InputError, match="tries several"):
+        fxquant.compile(
+            network,
+            "w4a8_adaround",
+            calibration=labelled(network, 16),
+            checkpoint="c.pt",
+            accuracy_target=fxquant.Drop(1),
+        )
+
+
 @pytest.mark.parametrize("most", [-1, float("nan"), "0.5", True])
 def test_a_drop_is_a_positive_number(most: object) -> None:
     with pytest.raises(InputError, match="no positive number"):
