@@ -155,15 +155,15 @@ class AccuracyTarget(Protocol):
 
     def meet(
         self,
-        compiled: Callable[[Recipe], CompiledModel],
+        compiled: Callable[[Recipe], Any],
         recipe: Recipe,
         *,
         model: nn.Module,
         batches: Iterable[Any],
         metric: Any = None,
         progress: bool = False,
-    ) -> CompiledModel:
-        """A model that `compiled` makes of `recipe`, or of one with more bits."""
+    ) -> Any:
+        """A CompiledModel that `compiled` makes of `recipe`, or of one with more bits."""
 
 
 def check_request(
