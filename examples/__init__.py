@@ -1,0 +1,1 @@
+"""Whole uses of fxquant that run offline, each with one command."""

@@ -1,0 +1,1 @@
+"""A facial-landmark network in 8 bits: regression instead of classification."""
