@@ -25,9 +25,10 @@ def write(name: str, data: Any, *, images: Mapping[str, str] | None = None) -> P
     """Write ``results/<date>-<name>.json``; `images` are digests by the images' use."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{datetime.date.today().isoformat()}-{name}.json"
-    command = f"python -m benchmarks.{Path(sys.argv[0]).stem}"
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
     content = {
-        "command": shlex.join([*command.split(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", ":(top,exclude)benchmarks/results")),
         "machine": str(Machine.here()),

@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Weights layer by layer, activations value by value, and the outputs."""
+    """Weights and biases layer by layer, activations value by value, and the outputs."""
 
     rows: tuple[Difference, ...]
 
@@ -124,6 +124,8 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
             weight: Any = module.layer.weight
             quantized = module.weight_quantizer(weight)
             rows.append(difference(name, "weight", weight, quantized))
+            if (bias := _bias(compiled.stages["integer"], name)) is not None:
+                rows.append(difference(name, "bias", module.layer.bias, bias))  # type: ignore[arg-type]
     with torch.no_grad():
         # An exact target computes the integer graph's values, whatever its own graph shows.
         exact = find_target(compiled.target).tolerance == 0
@@ -137,3 +139,12 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
     if isinstance(output, Tensor):
         rows.append(difference("output", "output", float_output, output))
     return Comparison(tuple(rows))
+
+
+def _bias(integer: fx.GraphModule, path: str) -> Tensor | None:
+    """What the integers of a layer's bias stand for, or None where it has none."""
+    for node in integer.graph.nodes:
+        if node.op == "get_attr" and node.target == f"{path}.bias":
+            scale: Tensor = node.meta["channel_scale"]
+            return integer.get_buffer(str(node.target)) * scale
+    return None

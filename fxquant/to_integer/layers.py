@@ -83,6 +83,7 @@ def layer_integers(conversion: Conversion, node: fx.Node, grid: Grid | None) -> 
         step = x.grid.scale * per_channel.double()
         rounded = (layer.bias.detach().double() / step).round()
         bias = conversion.constant(f"{path}.bias", rounded.to(torch.int32))
+        bias.meta["channel_scale"] = step.expand(len(rounded))
     return LayerIntegers(layer, x, weight, zero_point, bias, rescaled)
 
 

@@ -46,6 +46,14 @@ def test_both_targets_have_the_same_rows(target: str) -> None:
     assert set(names) == {(row.what, row.name) for row in expected}
 
 
+def test_a_bias_has_a_row_of_what_its_integers_stand_for() -> None:
+    q = compiled()
+    found = {row.name: row for row in fxquant.compare(q, images()).rows if row.what == "bias"}
+    (node,) = [n for n in q.stages["integer"].graph.nodes if n.target == "head.bias"]
+    # Rounded to the nearest of its steps, each the product of two scales.
+    assert 0 < found["head"].max_error <= 0.5 * float(node.meta["channel_scale"].max())
+
+
 def test_fewer_bits_are_worse() -> None:
     def worst(bits: int) -> float:
         q = compiled(changes={"weights.bits": bits})
