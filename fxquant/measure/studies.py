@@ -23,6 +23,8 @@ class Setting:
         name: of the row.
         changes: to the recipe, as `Recipe.replace` takes them.
         calibration_share: the share of the calibration images.
+        noise: calibrate on noise with the mean and the deviation of the calibration images'
+            channels instead of on them.
         overrides: come behind those of the recipe.
         finetune: keywords of `fxquant.finetune`, which then follows the compile; None: it
             does not.
@@ -31,6 +33,7 @@ class Setting:
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     calibration_share: float = 1.0
+    noise: bool = False
     overrides: tuple[Override, ...] = ()
     finetune: Mapping[str, Any] | None = None
 
@@ -60,6 +63,47 @@ OBSERVERS = tuple(
 CALIBRATION_SIZE = tuple(
     Setting(f"{percentage} %", calibration_share=percentage / 100)
     for percentage in range(10, 101, 10)
+)
+
+RANDOM_CALIBRATION = (Setting("images"), Setting("noise", noise=True))
+
+ACTIVATION_OBSERVERS = {
+    "histogram": "histogram",
+    "min-max": "min_max",
+    "moving average": "moving_average_min_max",
+    "abs-max": "abs_max",
+    "percentile": "percentile",
+    "entropy": "entropy",
+    "MSE": "mse",
+}
+ACTIVATION_SCHEMES = tuple(
+    Setting(
+        f"A{bits}, {scheme}, {name}, weights by {granularity}",
+        {
+            "activations.bits": bits,
+            "activations.scheme": scheme,
+            "activations.observer": observer,
+            "weights.granularity": f"per_{'tensor' if granularity == 'layer' else 'channel'}",
+        },
+    )
+    for bits, scheme, (name, observer), granularity in itertools.product(
+        (8, 4), ("affine", "symmetric"), ACTIVATION_OBSERVERS.items(), ("channel", "layer")
+    )
+)
+
+ONE_SIDED = tuple(
+    Setting(
+        f"W{weights}A{activations}, {observer}, one-sided search {'on' if on else 'off'}",
+        {
+            "weights.bits": weights,
+            "activations.bits": activations,
+            "activations.observer": observer,
+            "activations.one_sided": on,
+        },
+    )
+    for (weights, activations), observer, on in itertools.product(
+        ((8, 8), (4, 8), (4, 4)), ("p_norm_2.4", "mse"), (True, False)
+    )
 )
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -203,6 +247,20 @@ def learned_rounding(method: str) -> tuple[Setting, ...]:
     )
 
 
+GRANULARITY = tuple(
+    Setting(
+        f"W4A{activations}, by {'encoder' if granularity == 'stage' else granularity}",
+        {
+            "weights.bits": 4,
+            "activations.bits": activations,
+            "reconstruction.method": "adaround",
+            "reconstruction.granularity": granularity,
+        },
+    )
+    for activations, granularity in itertools.product((8, 4), ("layer", "block", "stage", "model"))
+)
+"""AdaRound by ever larger parts; a transformer's encoder is a stage."""
+
 COLUMNS: dict[str, dict[str, str]] = {
     "vit": {
         "weights": "weights.bits",
@@ -221,7 +279,11 @@ STUDIES: dict[str, Callable[[nn.Module], tuple[Setting, ...]]] = {
     "observers": lambda model: OBSERVERS,
     "start_at": start_points,
     "calibration_size": lambda model: CALIBRATION_SIZE,
+    "random_calibration": lambda model: RANDOM_CALIBRATION,
     "weight_schemes": lambda model: WEIGHT_SCHEMES,
+    "activation_schemes": lambda model: ACTIVATION_SCHEMES,
+    "one_sided": lambda model: ONE_SIDED,
+    "granularity": lambda model: GRANULARITY,
     "vit": lambda model: VIT,
     "adaround": lambda model: learned_rounding("adaround"),
     "brecq": lambda model: learned_rounding("brecq"),

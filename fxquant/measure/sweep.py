@@ -119,11 +119,12 @@ def sweep(
 
     def measure(setting: Setting) -> Row:
         images = max(1, round(total * setting.calibration_share))
+        taken = _FirstImages(batches, images)
         try:
             compiled = compile(
                 model,
                 _changed(recipe, setting),
-                calibration=_FirstImages(batches, images),
+                calibration=_noise(taken) if setting.noise else taken,
                 target=target,
                 device=device,
             )
@@ -232,6 +233,16 @@ def _count(batches: Iterable[Batch]) -> int:
 def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+def _noise(batches: Iterable[Tensor]) -> list[Tensor]:
+    """Normal noise, seeded, of the batches' shapes, and of their channels' mean and deviation."""
+    real = list(batches)
+    values = torch.cat([batch.transpose(0, 1).flatten(1) for batch in real], 1)
+    shape = (1, -1, *[1] * (real[0].dim() - 2))
+    mean, deviation = values.mean(1).view(shape), values.std(1).view(shape)
+    chance = torch.Generator().manual_seed(0)
+    return [torch.randn(batch.shape, generator=chance) * deviation + mean for batch in real]
 
 
 class _Shuffled:

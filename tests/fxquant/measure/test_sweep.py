@@ -60,7 +60,11 @@ def run(
         ("observers", 10),
         ("start_at", 3),
         ("calibration_size", 10),
+        ("random_calibration", 2),
         ("weight_schemes", 40),
+        ("activation_schemes", 56),
+        ("one_sided", 12),
+        ("granularity", 8),
         ("vit", 22),
         ("adaround", 112),
         ("brecq", 112),
@@ -241,6 +245,23 @@ def test_rows_are_chosen_by_globs_and_a_limit() -> None:
 def test_an_unknown_study_is_an_error() -> None:
     with pytest.raises(RecipeError, match="did you mean 'fusion'"):
         run("fusions")
+
+
+def test_noise_has_the_statistics_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Tensor]] = []
+
+    def noting(*arguments: Any, calibration: Any, **options: Any) -> fxquant.CompiledModel:
+        seen.append(list(calibration))
+        return fxquant.compile(*arguments, calibration=seen[-1], **options)
+
+    monkeypatch.setattr("fxquant.measure.sweep.compile", noting)
+    assert len(run("random_calibration").rows) == 3
+    images, noise = (torch.cat(batches) for batches in seen)
+    assert images.shape == noise.shape
+    assert not torch.equal(images, noise)
+    # 1,000 values a channel: the mean of their noise is off by about 1/32 of a deviation.
+    assert float((images - noise).mean((0, 2, 3)).abs().max()) < 0.2
+    torch.testing.assert_close(images.std((0, 2, 3)), noise.std((0, 2, 3)), rtol=0.1, atol=0)
 
 
 def _compiles(monkeypatch: pytest.MonkeyPatch, fail_at: int = 99) -> list[str]:
