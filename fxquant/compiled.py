@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -18,12 +18,16 @@ from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import lower_fastest
 from fxquant.errors import CompileError, InputError, nearest
 from fxquant.export import export_cpp
+from fxquant.export.onnx import OnnxOptions, export_onnx
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
 from fxquant.report.summary import quantizer_rows
 from fxquant.to_integer import to_checked_integer
 from passes import PassError
+
+if TYPE_CHECKING:
+    from fxquant.export.onnx.report import OnnxReport
 
 __all__ = ["CompiledModel", "load_compiled", "lower_compiled", "with_simulated"]
 
@@ -164,6 +168,34 @@ class CompiledModel(nn.Module):
             example=self.example,
             name=name,
             overwrite=overwrite,
+        )
+
+    def export_onnx(
+        self,
+        path: str | Path,
+        *,
+        form: str = "qdq",
+        exact: bool = False,
+        for_: str = "onnxruntime",
+    ) -> OnnxReport:
+        """Write an ONNX file of opset 21 from the integer graph, checked in ONNX Runtime.
+
+        `form`: float operators between DequantizeLinear and QuantizeLinear ("qdq"), or operators
+        on codes ("qoperator"). With `exact` ONNX Runtime computes the integers of `reference`, in
+        the whole network; else each operator is at most one step from them. `for_` is
+        "onnxruntime" or "openvino". The batch size is free where the network leaves it free.
+
+        The file appears when every check has passed; the result says what was compared, and
+        prints as a table. Raises InputError for options that do not go together, TargetError
+        where the extra ``[onnx]`` is missing, where an operation has no form in ONNX, and where a
+        check fails.
+        """
+        return export_onnx(
+            Path(path),
+            integer=self.stages["integer"],
+            example=self.example,
+            options=OnnxOptions(form, exact, for_),
+            metadata={"fxquant.model": self.report.model, "fxquant.recipe": self.recipe.to_toml()},
         )
 
     def extra_repr(self) -> str:

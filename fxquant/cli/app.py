@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import fxquant
-from fxquant.cli import choosing, compiling, measuring
+from fxquant.cli import choosing, compiling, exporting, measuring
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import FxquantError
 from fxquant.measure.tables import finite
@@ -38,9 +38,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "inspect": ("what is in a saved file", compiling.add_inspect, compiling.run_inspect),
     "export": (
-        "a saved file as C++ that stands alone",
-        compiling.add_export,
-        compiling.run_export,
+        "a saved file as ONNX, or as C++ that stands alone",
+        exporting.add_export,
+        exporting.run_export,
     ),
     "compare": (
         "error of each layer against float",

@@ -1,4 +1,4 @@
-"""The commands that compile and those that show it: compile, compare, export, inspect."""
+"""The commands that compile and those that show it: compile, compare, inspect."""
 
 from __future__ import annotations
 
@@ -195,37 +195,6 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
     comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
     data = {"model": arguments.model, "recipe": recipe.name, "rows": comparison.to_json()}
     return Outcome(str(comparison), data)
-
-
-def add_export(parser: argparse.ArgumentParser) -> None:
-    """The options of ``fxquant export``."""
-    parser.add_argument("file", metavar="FILE", help="a file that `fxquant compile --save` wrote")
-    parser.add_argument(
-        "--cpp", required=True, metavar="FOLDER", help="write C++ that builds and runs by itself"
-    )
-    parser.add_argument(
-        "--name",
-        default="model",
-        metavar="NAME",
-        help="of the library, and the prefix of its functions; default model",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what an earlier export has written"
-    )
-    options.add_common(parser)
-
-
-def run_export(arguments: argparse.Namespace) -> Outcome:
-    """Load a file, lower it to native, which checks it, and write the folder."""
-    compiled = options.open_artifact(arguments.file, "native")
-    folder = Path(arguments.cpp)
-    compiled.export_cpp(folder, name=arguments.name, overwrite=arguments.overwrite)
-    size = sum(path.stat().st_size for path in folder.rglob("*"))
-    text = (
-        f"wrote {folder}, {size / 1e6:.2f} MB; there:\n"
-        "cmake -B build && cmake --build build && ./build/selftest"
-    )
-    return Outcome(text, {"folder": str(folder), "bytes": size, "name": arguments.name})
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -144,7 +144,7 @@ def avg_pool(
     sums = _over_windows(wide, kernel_size, steps, padding, ones, ceil_mode, 0, torch.add)
     count = torch.ones((), dtype=torch.float64)
     for axis in range(spatial):
-        lengths = _window_lengths(
+        lengths = window_lengths(
             x.shape[axis - spatial],
             sums.shape[axis - spatial],
             kernel_size[axis],
@@ -158,7 +158,7 @@ def avg_pool(
     return _divide(sums, count, x_scale, scale, zero_point, qmin, qmax, dtype)
 
 
-def _window_lengths(
+def window_lengths(
     size: int, outputs: int, kernel: int, stride: int, padding: int, include_padding: bool
 ) -> list[int]:
     """How many positions each window along one dimension averages over."""

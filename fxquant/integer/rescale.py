@@ -24,8 +24,10 @@ from fxquant.integer.accumulators import WIDE, in_chunks
 LARGEST_INPUT = 2**52
 """The largest magnitude of an input, less its zero point, that `rescale` takes."""
 LARGEST_SHIFT = 62
-_LARGEST_RESULT = 2**33
-_LARGEST_PRODUCT = 2**62
+LARGEST_RESULT = 2**33
+"""Where the magnitude of a rescaled value saturates."""
+LARGEST_PRODUCT = 2**62
+"""From here on a product is split."""
 _OUTPUTS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -196,12 +198,12 @@ def _scaled(x: Tensor, x_zero_point: int, largest: int, factor: _Factor) -> Tens
     if x_zero_point:
         wide.sub_(x_zero_point)
     product = largest * factor.largest_multiplier
-    if product >= _LARGEST_PRODUCT:
+    if product >= LARGEST_PRODUCT:
         result = _scaled_in_parts(wide, factor)
     else:
         result = _round_shift(wide.mul_(factor.multiplier), factor.shift)
-    if product >> factor.least_shift >= _LARGEST_RESULT:
-        result.clamp_(-_LARGEST_RESULT, _LARGEST_RESULT)
+    if product >> factor.least_shift >= LARGEST_RESULT:
+        result.clamp_(-LARGEST_RESULT, LARGEST_RESULT)
     return result
 
 

@@ -22,6 +22,11 @@ _LOG_A, _LOG_B, _LOG_C = 0.35815147, 0.96963238, 1.0
 _LOG_LIMIT = 2**52
 
 
+def distances(dtype: torch.dtype) -> Tensor:
+    """Every distance that two codes of a type can have, as int64."""
+    return torch.arange(65536 if dtype == torch.int16 else 256)
+
+
 def shift_exp(distances: Tensor, x0: int, n: int) -> Tensor:
     """I-ViT's shift-exp ``E(−d; S, n) ≈ exp(−d·S) · 2^n / S`` of int64 distances ``d ≥ 0``.
 
@@ -69,7 +74,8 @@ def softmax_i_vit(
     without any other is all 0. Source: Li and Gu, ICCV 2023.
     """
     dtype = _output_dtype("softmax_i_vit", bits)
-    table = shift_exp(_distances("softmax_i_vit", x), x0, n).to(torch.int32)
+    check_codes("softmax_i_vit", x)
+    table = shift_exp(distances(x.dtype), x0, n).to(torch.int32)
     fits = (-x0 << n) * x.shape[-1] <= INT32_LIMIT
 
     def normalize(e: Tensor) -> Tensor:
@@ -159,9 +165,21 @@ def softmax_log2(
     0 stands for what `log_int_softmax` leaves out. The mask is that of `softmax_i_vit`.
     """
     q = log_int_softmax(x, x_zero_point, x0, b, c, n, bits, mask)
+    return log_values(bits).index_select(0, q.reshape(-1)).reshape(x.shape)
+
+
+def log_values(bits: int) -> Tensor:
+    """What `softmax_log2` gives for each exponent Q, and 0 for 2^bits: int16 [2^bits + 1]."""
     values = [min(2 ** (15 - exponent), 32767) for exponent in range(2**bits)]
-    table = torch.tensor([*values, 0], dtype=torch.int16)
-    return table.index_select(0, q.reshape(-1)).reshape(x.shape)
+    return torch.tensor([*values, 0], dtype=torch.int16)
+
+
+def log_exponentials(distances: Tensor, x0: int, b: int, c: int, n: int) -> tuple[Tensor, Tensor]:
+    """``max(0, r(r + b) + c)`` and the shift ``n − q`` that makes e of it, for int64 distances."""
+    z = (-distances).clamp_(min=n * x0)
+    q = torch.div(z, x0, rounding_mode="floor")
+    r = z - q * x0
+    return (r * (r + b) + c).clamp_(min=0), n - q
 
 
 def log_int_softmax(
@@ -185,16 +203,14 @@ def log_int_softmax(
         raise CompileError(f"fxquant.softmax_log2: its exponents have 1 to 4 bits, not {bits}")
     if x0 >= 0 or not 0 <= n <= 30:
         raise CompileError(f"fxquant.softmax_log2: needs x0 < 0 and 0 <= n <= 30, not {x0} and {n}")
-    z = (-_distances("softmax_log2", x)).clamp_(min=n * x0)
-    q = torch.div(z, x0, rounding_mode="floor")
-    r = z - q * x0
-    table = (r * (r + b) + c).clamp_(min=0)
+    check_codes("softmax_log2", x)
+    table, shifts = log_exponentials(distances(x.dtype), x0, b, c, n)
     if (int(table.max()) << n) * x.shape[-1] >= _LOG_LIMIT:
         raise CompileError(
             f"fxquant.softmax_log2: n = {n} lets a row of {x.shape[-1]} reach 2^52; take the "
             "constants from log_softmax_constants"
         )
-    table = (table << (n - q)).to(torch.float64)
+    table = (table << shifts).to(torch.float64)
 
     def normalize(e: Tensor) -> Tensor:
         # Rounds like the exact quotient: Σe < 2^52, so that a quotient that is no tie is further
@@ -211,12 +227,6 @@ def _output_dtype(operator: str, bits: int) -> torch.dtype:
     if not 2 <= bits <= 16:
         raise CompileError(f"fxquant.{operator}: an output has 2 to 16 bits, not {bits}")
     return torch.uint8 if bits <= 8 else torch.int16
-
-
-def _distances(operator: str, x: Tensor) -> Tensor:
-    """Every distance that two codes of ``x`` can have, as int64."""
-    check_codes(operator, x)
-    return torch.arange(65536 if x.dtype == torch.int16 else 256)
 
 
 def _softmax(

@@ -143,6 +143,18 @@ def test_saved_file_is_exported(native: None, capsys: pytest.CaptureFixture[str]
     assert main(("export", "m.fxq", "--cpp", "folder", "--overwrite", "--quiet")) == 0
 
 
+def test_saved_file_becomes_an_onnx_file(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    run_json(capsys, *COMPILE, "--target", "reference", "--save", "m.fxq")
+    written = run_json(capsys, "export", "m.fxq", "--onnx", "m.onnx", "--exact")
+    assert written["bytes"] == Path("m.onnx").stat().st_size
+    assert [check["differing"] for check in written["checks"] if check["allowed"] == 0] == [0, 0]
+    against = ("--onnx", "m2.onnx", "--form", "qoperator", "--for", "openvino")
+    assert main(("export", "m.fxq", *against)) == 2
+    assert "wrong axis" in capsys.readouterr().err
+    assert not Path("m2.onnx").exists()
+
+
 def test_evaluate_needs_no_reference(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(capsys, "evaluate", MODEL, "images", "--images", "4", *PIXELS)
     assert data["images"] == 4

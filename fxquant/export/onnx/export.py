@@ -1,0 +1,76 @@
+"""Write a file, look at what it computes, and keep it only where that is what was promised."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from torch import Tensor, fx
+
+from fxquant.errors import InputError, TargetError
+from fxquant.export.onnx.model import build_model
+from fxquant.export.onnx.options import OnnxOptions
+from fxquant.export.onnx.report import OnnxReport, checks_table, failures
+from fxquant.export.onnx.shapes import Shapes, find_shapes
+from fxquant.export.onnx.validate import validate
+
+__all__ = ["write_onnx"]
+
+_SAMPLES = 2
+
+
+def write_onnx(
+    path: Path,
+    integer: fx.GraphModule,
+    example: Sequence[Any],
+    options: OnnxOptions,
+    metadata: Mapping[str, str],
+) -> OnnxReport:
+    """The file at `path`, which appears when every check has passed.
+
+    Raises TargetError for operations that have no form in ONNX and where a check fails.
+    """
+    shapes = find_shapes(integer, example)
+    model = build_model(integer, shapes, options, metadata=metadata)
+    with _new_file(path) as temporary:
+        ir.save(model, temporary)
+        onnx.checker.check_model(str(temporary), full_check=True)
+        checks = validate(temporary, integer, shapes, options, _few(shapes, example))
+        failed = failures(checks)
+        if failed:
+            raise TargetError(
+                f"{path} is not kept, as it does not compute what was promised:\n"
+                f"{checks_table(checks)}\n{failed}"
+            )
+        size = temporary.stat().st_size
+    counted = Counter(node.op_type for node in model.graph)
+    notes = () if shapes.symbolic else ("the batch size is that of the example: it is fixed",)
+    return OnnxReport(
+        path, size, options.form, options.exact, dict(counted.most_common()), checks, notes
+    )
+
+
+def _few(shapes: Shapes, example: Sequence[Tensor]) -> list[Tensor]:
+    if not shapes.symbolic:
+        return list(example)
+    return [x[:_SAMPLES].contiguous() for x in example]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, renamed to it where the block succeeds."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file, e.g. {path / 'm.onnx'}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error

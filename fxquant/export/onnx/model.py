@@ -1,0 +1,61 @@
+"""The whole network as an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from torch import fx
+
+from fxquant.errors import TargetError
+from fxquant.export.onnx.operators import EMITTERS
+from fxquant.export.onnx.options import OnnxOptions
+from fxquant.export.onnx.shapes import Shapes, has_tensors, without_plain_values
+from fxquant.export.onnx.writer import Writer
+from fxquant.version import __version__
+from passes.infra.verify import flatten
+
+__all__ = ["build_model"]
+
+_IR_VERSION = 10
+
+
+def build_model(
+    integer: fx.GraphModule,
+    shapes: Shapes,
+    options: OnnxOptions,
+    *,
+    observe: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> ir.Model:
+    """The integer graph as a model of opset 21; see `Writer` for `observe`.
+
+    Raises TargetError naming a node that has no form in ONNX.
+    """
+    source = without_plain_values(integer, shapes)
+    w = Writer(source, shapes, options, observe=observe)
+    for node in source.graph.nodes:
+        w.node = node
+        if node.op == "placeholder":
+            w.values[node] = w.input(node, node.name)
+        elif node.op == "output":
+            for _, value in flatten(node.args[0]):
+                if not isinstance(value, fx.Node):
+                    raise TargetError(f"the network returns {value!r}, which is no tensor")
+                w.output(value)
+        elif node.op != "get_attr" and has_tensors(shapes.values[node.name]):
+            emit = EMITTERS.get(node.target)
+            if emit is None or node.op == "call_module":
+                raise w.refusal("there is no ONNX form of it; keep it out of the network")
+            w.bind(node, emit(w, node))
+    return ir.Model(
+        w.graph,
+        ir_version=_IR_VERSION,
+        producer_name="fxquant",
+        producer_version=__version__,
+        metadata_props={
+            "fxquant.form": options.form,
+            "fxquant.exact": str(options.exact).lower(),
+            **(metadata or {}),
+        },
+    )
