@@ -35,15 +35,14 @@ def lower_quantize(planner: Planner, node: fx.Node) -> Value:
     inverse = float(float32_scalar(1.0) / float32_scalar(arguments["scale"]))
     fields = {"inverse": inverse, **codes_fields(arguments)}
     work = 0.5 * math.prod(y.shape)
-    loops = None
+    found = planar = None
     if y.dtype == torch.uint8 and y.tensor.numel():
-        loops = image_loops(planner, y.shape, [y.strides, x.strides])
-        if loops is None or loops.strides[1][-1] not in (0, 1):
-            loops = None
-    planar = _planar(planner, y, x) if loops is None and y.dtype == torch.uint8 else None
-    if planar is not None or loops is not None:
-        found = planar or loops
-        assert found is not None
+        found = image_loops(planner, y.shape, [y.strides, x.strides])
+        scattered = found is None or found.strides[1][3] not in (0, 1)
+        if found is None or scattered or found.sizes[3] == 1:
+            planar = _planar(y, x)
+            found = planar or (None if scattered else found)
+    if found is not None:
         y_strides, x_strides = found.strides
         fields |= image_fields("y", y, y_strides) | size_fields(planner, found)
         fields |= {
@@ -62,9 +61,9 @@ def lower_quantize(planner: Planner, node: fx.Node) -> Value:
     return plain(planner, "plain_quantize", {"x": x}, y, fields | {"y_type": type_number(y.dtype)})
 
 
-def _planar(planner: Planner, y: Value, x: Value) -> Loops | None:
+def _planar(y: Value, x: Value) -> Loops | None:
     """An image whose channels are innermost, from floats that lie in any other order."""
-    if y.tensor.dim() != 4 or y.strides[1] != 1 or not y.tensor.numel():
+    if y.tensor.dim() != 4 or y.strides[1] != 1:
         return None
     order = (0, 2, 3, 1)
     return Loops(

@@ -212,7 +212,7 @@ static inline void store_tile(const ConvParams& p, ConvTile& t, const Codes& to,
     const int row = __builtin_ctz(static_cast<unsigned>(left));
     const int32_t* from = sums + row * 64;
     if (p.kind != 0) {
-      conv_store_others<VECTORS>(p, t, row, from);
+      conv_store_others<VECTORS>(p, t, to, row, from);
       continue;
     }
     __m512i words[VECTORS];

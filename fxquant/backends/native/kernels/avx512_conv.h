@@ -21,30 +21,60 @@ struct ConvTile {
   int outputs;              // of the panel
 };
 
+template <int VECTORS>
+FXQUANT_INLINE void conv_store_codes(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
+                                     const __m512i* given) {
+  __m512i codes[4];
+  FXQUANT_UNROLL
+  for (int v = 0; v < 4; ++v) codes[v] = given[v < VECTORS ? v : VECTORS - 1];
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = packed(codes[0], codes[1], codes[2], codes[3], to);
+  const __m512i result = looked_up(_mm512_permutexvar_epi32(order, bytes), to);
+  uint8_t* y = static_cast<uint8_t*>(p.y) + t.y[row] + t.y_channel;
+  if (__builtin_expect(t.outputs == 16 * VECTORS, 1))
+    store_codes(y, result, 16 * VECTORS);
+  else
+    _mm512_mask_storeu_epi8(y, first_lanes(t.outputs), result);
+}
+
+// Codes of a GELU. It is nowhere far below 0, so that only what is too large must not be converted.
+template <int VECTORS>
+static __attribute__((noinline)) void conv_store_gelu(const ConvParams& p, const ConvTile& t,
+                                                      const Codes& to, int row,
+                                                      const int32_t* sums) {
+  __m512i codes[VECTORS];
+  FXQUANT_UNROLL
+  for (int v = 0; v < VECTORS; ++v) {
+    const __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * v)),
+                                      _mm512_loadu_ps(t.multiplier + 16 * v));
+    const __m512 steps = _mm512_mul_ps(gelu_of(real), _mm512_set1_ps(p.inverse));
+    codes[v] = _mm512_cvtps_epi32(_mm512_min_ps(steps, _mm512_set1_ps(1e9f)));
+  }
+  conv_store_codes<VECTORS>(p, t, to, row, codes);
+}
+
 // Results that are no plain codes, from sums in memory: int32, float32, or codes of a GELU.
 template <int VECTORS>
 static __attribute__((noinline)) void conv_store_others(const ConvParams& p, const ConvTile& t,
-                                                        int row, const int32_t* sums) {
-  const Quantizer quantizer = quantizer_of(p.inverse, p.zero_point, p.lo, p.hi);
+                                                        const Codes& to, int row,
+                                                        const int32_t* sums) {
+  if (p.kind == 3) return conv_store_gelu<VECTORS>(p, t, to, row, sums);
   for (int v = 0; v < VECTORS; ++v) {
     const __mmask16 mask = mask_of(t.outputs - 16 * v);
     const __m512i sum = _mm512_load_si512(sums + 16 * v);
     const __m512 real =
         _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(t.multiplier + 16 * v));
     char* y = static_cast<char*>(p.y) + t.y[row];
-    if (p.kind == 3)
-      _mm_mask_storeu_epi8(y + t.y_channel + 16 * v, mask,
-                           _mm512_cvtepi32_epi8(quantizer.codes(gelu_of(real))));
-    else
-      _mm512_mask_storeu_epi32(y + 4 * (t.y_channel + 16 * v), mask,
-                               p.kind == 1 ? sum : _mm512_castps_si512(real));
+    _mm512_mask_storeu_epi32(y + 4 * (t.y_channel + 16 * v), mask,
+                             p.kind == 1 ? sum : _mm512_castps_si512(real));
   }
 }
 
 template <int VECTORS, bool RESIDUAL>
 FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
                                    const __m512i* sums) {
-  __m512i codes[4];
+  __m512i codes[VECTORS];
   FXQUANT_UNROLL
   for (int v = 0; v < VECTORS; ++v) {
     __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_loadu_ps(t.multiplier + 16 * v));
@@ -57,17 +87,7 @@ FXQUANT_INLINE void conv_store_row(const ConvParams& p, const ConvTile& t, const
     }
     codes[v] = _mm512_cvtps_epi32(real);
   }
-  FXQUANT_UNROLL
-  for (int v = VECTORS; v < 4; ++v) codes[v] = codes[VECTORS - 1];
-  const __m512i order =
-      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i bytes = packed(codes[0], codes[1], codes[2], codes[3], to);
-  const __m512i result = looked_up(_mm512_permutexvar_epi32(order, bytes), to);
-  uint8_t* y = static_cast<uint8_t*>(p.y) + t.y[row] + t.y_channel;
-  if (__builtin_expect(t.outputs == 16 * VECTORS, 1))
-    store_codes(y, result, 16 * VECTORS);
-  else
-    _mm512_mask_storeu_epi8(y, first_lanes(t.outputs), result);
+  conv_store_codes<VECTORS>(p, t, to, row, codes);
 }
 
 // The sums of ROWS pixels times VECTORS * 16 outputs stay in registers.
@@ -111,7 +131,7 @@ static void conv_block(const ConvParams& p, const ConvTile& t, const Codes& to) 
       alignas(64) int32_t row[16 * VECTORS];
       FXQUANT_UNROLL
       for (int v = 0; v < VECTORS; ++v) _mm512_store_si512(row + 16 * v, sums[r][v]);
-      conv_store_others<VECTORS>(p, t, r, row);
+      conv_store_others<VECTORS>(p, t, to, r, row);
     }
   } else if (p.residual) {
     FXQUANT_UNROLL

@@ -9,11 +9,13 @@ typedef double Doubles __attribute__((vector_size(128)));
 static inline Floats in_all_lanes(float value) { return Floats{} + value; }
 
 static inline Floats load_lanes(const float* p, int64_t count) {
+    if (count >= 16) {
+        Floats all;
+        __builtin_memcpy(&all, p, 64);
+        return all;
+    }
     Floats result = {};
-    if (count >= 16)
-        __builtin_memcpy(&result, p, 64);
-    else
-        __builtin_memcpy(&result, p, static_cast<size_t>(count) * 4);
+    __builtin_memcpy(&result, p, static_cast<size_t>(count) * 4);
     return result;
 }
 
@@ -36,7 +38,10 @@ static inline void store_lane_codes(uint8_t* p, Floats x, int64_t count, const P
     real = (real + 12582912.0f) - 12582912.0f;
     const Ints codes = __builtin_convertvector(real, Ints) + params.zero_point;
     const Bytes bytes = __builtin_convertvector(codes, Bytes);
-    __builtin_memcpy(p, &bytes, count >= 16 ? 16 : static_cast<size_t>(count));
+    if (count >= 16)
+        __builtin_memcpy(p, &bytes, 16);
+    else
+        __builtin_memcpy(p, &bytes, static_cast<size_t>(count));
 }
 
 template <class P>
@@ -53,8 +58,15 @@ static inline int64_t row_offset(const int64_t* strides, int64_t sample, int64_t
 // Calls f(sample, outer, inner) for the rows begin..end.
 template <class P, class F>
 static inline void for_rows(const P& p, int begin, int end, F f) {
-    for (int64_t row = begin; row < end; ++row)
-        f(row / (p.outer * p.inner), row / p.inner % p.outer, row % p.inner);
+    if (begin >= end) return;
+    int64_t sample = begin / (p.outer * p.inner), outer = begin / p.inner % p.outer;
+    int64_t inner = begin % p.inner;
+    for (int row = begin; row < end; ++row) {
+        f(sample, outer, inner);
+        if (++inner < p.inner) continue;
+        inner = 0;
+        if (++outer == p.outer) outer = 0, ++sample;
+    }
 }
 
 // e^x for x <= 0 within 2 ulp: x = n ln 2 + r, a polynomial of r, and n goes into the exponent.
@@ -123,10 +135,19 @@ static inline int rows_items(const P& p) {
 
 static inline int layer_norm_rows_items(const LayerNormRowsParams& p) { return rows_items(p); }
 
+// The lanes in doubles, in pairs of halves.
 static inline double sum_of(Floats values) {
-    double total = 0.0;
-    for (int i = 0; i < 16; ++i) total += values[i];
-    return total;
+    typedef float Half __attribute__((vector_size(32)));
+    typedef double Eight __attribute__((vector_size(64)));
+    typedef double Four __attribute__((vector_size(32)));
+    Half halves[2];
+    __builtin_memcpy(halves, &values, 64);
+    const Eight eight =
+        __builtin_convertvector(halves[0], Eight) + __builtin_convertvector(halves[1], Eight);
+    Four fours[2];
+    __builtin_memcpy(fours, &eight, 64);
+    const Four four = fours[0] + fours[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // Sums run in 16 lanes of floats, and the lanes are added as doubles.

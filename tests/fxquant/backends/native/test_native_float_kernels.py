@@ -78,6 +78,14 @@ def test_rows_of_floats(isa: str) -> None:
 
 
 @each_isa
+def test_gelu_is_as_near_as_an_error_function_of_two_ulp(isa: str) -> None:
+    x = torch.linspace(-9, 9, 2**18)
+    y = torch.empty_like(x)
+    call(isa, "gelu_float", x=x, y=y, rows=1, columns=x.numel())
+    assert ((y - F.gelu(x.double())).abs() <= 2**-23 * x.abs() + 2**-126).all()
+
+
+@each_isa
 def test_a_linear_layer_ends_in_gelu(isa: str) -> None:
     x, weight = _codes(9, 48), torch.randint(-127, 128, (100, 48), dtype=torch.int8)
     scales, scale = torch.rand(100) * 0.01, 0.04
