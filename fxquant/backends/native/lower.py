@@ -13,6 +13,7 @@ from fxquant.backends.native.lowerings import APPROXIMATED, LOWERINGS
 from fxquant.backends.native.planner import UnsupportedError
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.native.segments import segment_module, split
+from fxquant.to_integer.functional import pair
 from passes.infra.listing import operation
 
 __all__ = ["lower_to_native"]
@@ -26,12 +27,35 @@ def lower_to_native(
     A node that stands for an integer one has its name in ``meta["integer"]``.
     """
     unsupported: set[str] = set(keep)
+    integer = _without_pairs(integer)
     while True:
         try:
             return _lower(integer, example, unsupported), _calls(integer, unsupported)
         except UnsupportedError as reason:
             # The next attempt leaves this node to Python; every attempt leaves one more.
             unsupported.add(reason.node.name)
+
+
+def _without_pairs(integer: fx.GraphModule) -> fx.GraphModule:
+    """The graph with the parts of a pair where an item of it is read, and with tuples for others.
+
+    What recurrent layers give is put together from tensors, and taken apart again.
+    """
+    if not any(node.target is pair for node in integer.graph.nodes):
+        return integer
+    graph = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+    for node in integer.graph.nodes:
+        args: Any = fx.map_arg(node.args, values.__getitem__)
+        if node.target is pair:
+            values[node] = args
+        elif node.target is operator.getitem and isinstance(args[0], tuple):
+            values[node] = args[0][args[1]]
+        elif node.op == "output":
+            graph.output(args[0])
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    return fx.GraphModule(integer, graph)
 
 
 def _is_native(node: fx.Node, unsupported: set[str]) -> bool:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fxquant.backends.native import (
     codes,
+    dynamic,
     elementwise,
     float_windows,
     floats,
@@ -58,6 +59,9 @@ LOWERINGS: Mapping[Any, Lower] = {
     OPS.layer_norm_i_vit.default: rows.lower_norm,
     OPS.layer_norm_power_of_two.default: rows.lower_norm,
     OPS.normalize_integer.default: rows.lower_norm,
+    OPS.linear_dynamic.default: dynamic.lower_linear_dynamic,
+    OPS.lstm_dynamic.default: dynamic.lower_recurrent,
+    OPS.gru_dynamic.default: dynamic.lower_recurrent,
     F.layer_norm: floats.lower_layer_norm,
     F.softmax: floats.lower_softmax,
     torch.softmax: floats.lower_softmax,
@@ -121,5 +125,7 @@ APPROXIMATED = (
     F.adaptive_avg_pool2d,
     torch.mean,
     torch.sum,
+    OPS.lstm_dynamic.default,
+    OPS.gru_dynamic.default,
 )
 """Float operations whose last bits are not torch's; the others are single ones of IEEE 754."""

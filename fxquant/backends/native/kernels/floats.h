@@ -1,11 +1,13 @@
-// The float islands for every instruction set: one text, compiled for each.
+// The float islands and the dynamic layers for every instruction set: one text, compiled for each.
 #pragma once
+#include "dynamic_params.h"
 #include "float_params.h"
 #include "all.h"
 
 namespace fxquant {
 namespace portable {
 #include "float_rows.h"
+#include "dynamic.h"
 }  // namespace portable
 }  // namespace fxquant
 
@@ -14,6 +16,7 @@ FXQUANT_TARGET_BEGIN("avx2")
 namespace fxquant {
 namespace avx2 {
 #include "float_rows.h"
+#include "dynamic.h"
 }  // namespace avx2
 }  // namespace fxquant
 FXQUANT_TARGET_END
@@ -21,6 +24,7 @@ FXQUANT_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl")
 namespace fxquant {
 namespace avx512vnni {
 #include "float_rows.h"
+#include "dynamic.h"
 }  // namespace avx512vnni
 }  // namespace fxquant
 FXQUANT_TARGET_END
