@@ -22,7 +22,7 @@ from fxquant.integer.rounding import channel_factors
 
 # What FBGEMM computes with: 8 bits, and no scale below this one.
 _QMAX = 255
-_SMALLEST_SCALE = numpy.float32(6.1e-5)
+SMALLEST_SCALE = numpy.float32(6.1e-5)
 
 
 def choose_qparams(low: float, high: float) -> tuple[float, int]:
@@ -36,13 +36,13 @@ def choose_qparams(low: float, high: float) -> tuple[float, int]:
     single = numpy.float32(scale)
     if single == 0 or not 1.0 / float(single) <= float(numpy.finfo(numpy.float32).max):
         scale = 0.1
-    if scale < float(_SMALLEST_SCALE):
-        amplifier = _SMALLEST_SCALE / numpy.float32(scale)
-        scale = float(_SMALLEST_SCALE)
+    if scale < float(SMALLEST_SCALE):
+        amplifier = SMALLEST_SCALE / numpy.float32(scale)
+        scale = float(SMALLEST_SCALE)
         if low == 0:
-            high = float(_SMALLEST_SCALE * numpy.float32(_QMAX))
+            high = float(SMALLEST_SCALE * numpy.float32(_QMAX))
         elif high == 0:
-            low = float(-_SMALLEST_SCALE * numpy.float32(_QMAX))
+            low = float(-SMALLEST_SCALE * numpy.float32(_QMAX))
         else:
             low = float(numpy.float32(low) * amplifier)
             high = float(numpy.float32(high) * amplifier)

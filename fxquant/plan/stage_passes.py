@@ -40,7 +40,7 @@ def fusing_passes(recipe: Recipe) -> list[Pass]:
     inside = InsideBlocks()
 
     def where(node: fx.Node) -> bool:
-        return recipe.fusion == "all" or inside(node)
+        return recipe.fusion in ("all", "two-step") or inside(node)
 
     def fusible(node: fx.Node) -> bool:
         # On integers alone, the sum of a residual and an accumulator has no form of its own.
@@ -50,7 +50,8 @@ def fusing_passes(recipe: Recipe) -> list[Pass]:
         return where(node) and not _joins_linear(node)
 
     folding: list[Pass] = [FoldBatchNorm(where)] if recipe.fold_batch_norm else []
-    return [*folding, FuseConvBnRelu(fusible), defer, InferRanges()]
+    fuse = FuseConvBnRelu(fusible, residual=recipe.fusion != "two-step")
+    return [*folding, fuse, defer, InferRanges()]
 
 
 def _divides_behind(recipe: Recipe, node: fx.Node) -> bool:

@@ -32,10 +32,11 @@ class Recipe(Table):
     """What to quantize and how."""
 
     name: str = key("custom", "for reports.")
-    fusion: Literal["all", "blocks", "none"] = key(
+    fusion: Literal["all", "blocks", "two-step", "none"] = key(
         "all",
         "where activations and residuals are fused into layers: all, only inside residual blocks, "
-        "or none.",
+        "or none; two-step: activations everywhere, but a layer is quantized before a residual is "
+        "added to it.",
     )
     fold_batch_norm: bool = key(True, "fold batch norms into their layer.")
     requantization: Literal["float", "dyadic"] = key(

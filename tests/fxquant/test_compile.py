@@ -456,6 +456,15 @@ def test_float_modules_are_kept_with_a_reason() -> None:
     assert 0 < q.report.int8_share < 1
 
 
+def test_fusion_in_two_steps_quantizes_a_layer_before_its_residual_is_added() -> None:
+    q = compiled(changes={"fusion": "two-step"})
+    targets = [str(node.target) for node in q.stages["integer"].graph.nodes]
+    assert "fxquant.add.default" in targets
+    layers = [n for n in q.stages["integer"].graph.nodes if "fxquant.conv" in str(n.target)]
+    assert layers
+    assert all(len(layer.args) < 18 or layer.args[17] is None for layer in layers)
+
+
 def test_fusion_none_keeps_every_operation() -> None:
     names = {row.operation for row in compiled(changes={"fusion": "none"}).report.coverage}
     assert {"conv2d", "batchnorm2d", "relu", "add"} <= names

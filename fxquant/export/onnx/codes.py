@@ -11,6 +11,7 @@ from fxquant.integer.rounding import float32_scalar
 
 __all__ = [
     "centered",
+    "clipped_long",
     "dequantized",
     "emit_dequantize",
     "emit_dequantize_weight",
@@ -42,6 +43,23 @@ def centered(w: Writer, x: ir.Value, zero_point: int, dtype: torch.dtype) -> ir.
     """``q − z`` in a wider type."""
     wide = w.cast(x, dtype)
     return w.op("Sub", wide, w.scalar(zero_point, dtype)) if zero_point else wide
+
+
+def clipped_long(w: Writer, x: ir.Value, low: int | Tensor, high: int | Tensor) -> ir.Value:
+    """Int64 within bounds: by comparisons, which are exact.
+
+    ONNX Runtime's Clip, Min and Max of int64 compare floats: 2^31 passes a bound of 2^31 − 1.
+    """
+    for bound, kind in ((low, "Less"), (high, "Greater")):
+        if isinstance(bound, int) and abs(bound) < 2**24:
+            continue
+        limit = w.constant(torch.as_tensor(bound), f"int64_{kind}")
+        x = w.op("Where", w.op(kind, x, limit), limit, x)
+    small = [
+        w.scalar(bound, torch.int64) if isinstance(bound, int) and abs(bound) < 2**24 else None
+        for bound in (low, high)
+    ]
+    return w.op("Clip", x, *small) if any(small) else x
 
 
 def scaled(w: Writer, x: ir.Value, zero_point: int, factor: Tensor) -> ir.Value:

@@ -37,7 +37,7 @@ def build_model(
     for node in source.graph.nodes:
         w.node = node
         if node.op == "placeholder":
-            w.values[node] = w.input(node, node.name)
+            w.values[node] = w.input(node, str(node.target))
         elif node.op == "output":
             for _, value in flatten(node.args[0]):
                 if not isinstance(value, fx.Node):

@@ -10,7 +10,17 @@ import torch
 from torch import fx
 
 import fxquant.kernels  # noqa: F401  (registers torch.ops.fxquant)
-from fxquant.export.onnx import codes, elementwise, layers, pools, products, rescale, rows, sums
+from fxquant.export.onnx import (
+    codes,
+    dynamic,
+    elementwise,
+    layers,
+    pools,
+    products,
+    rescale,
+    rows,
+    sums,
+)
 from fxquant.export.onnx.floats import FLOATS
 from fxquant.export.onnx.movement import MOVEMENT, emit_getitem
 from fxquant.export.onnx.writer import Writer
@@ -44,6 +54,7 @@ EMITTERS: Mapping[Any, Emit] = {
     OPS.matmul_accumulate.default: sums.emit_matmul_accumulate,
     OPS.mul_accumulate.default: sums.emit_mul_accumulate,
     OPS.sum_accumulate.default: pools.emit_sum_accumulate,
+    OPS.linear_dynamic.default: dynamic.emit_linear_dynamic,
     OPS.rescale.default: rescale.emit_rescale,
     OPS.add_rescaled.default: rescale.emit_add_rescaled,
     OPS.softmax_table.default: rows.emit_softmax_table,

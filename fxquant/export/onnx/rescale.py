@@ -6,7 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from fxquant.export.onnx.codes import centered
+from fxquant.export.onnx.codes import centered, clipped_long
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.rescale import LARGEST_INPUT, LARGEST_PRODUCT, LARGEST_RESULT
 
@@ -62,8 +62,7 @@ def _finished(w: Writer, rounded: ir.Value) -> ir.Value:
     a = w.arguments
     if a["zero_point"]:
         rounded = w.op("Add", rounded, w.scalar(a["zero_point"], torch.int64))
-    bounds = (w.scalar(a[name], torch.int64) for name in ("qmin", "qmax"))
-    return w.cast(w.op("Clip", rounded, *bounds), a["dtype"])
+    return w.cast(clipped_long(w, rounded, a["qmin"], a["qmax"]), a["dtype"])
 
 
 def _scaled(
@@ -84,13 +83,8 @@ def _scaled(
     else:
         result = _in_parts(w, wide, multiplier, shift, name)
     if product >> int(shift.min()) >= LARGEST_RESULT:
-        result = _clipped(w, result, -LARGEST_RESULT, LARGEST_RESULT)
+        result = clipped_long(w, result, -LARGEST_RESULT, LARGEST_RESULT)
     return result
-
-
-def _clipped(w: Writer, x: ir.Value, low: int, high: int) -> ir.Value:
-    bounds = (w.scalar(value, torch.int64) for value in (low, high))
-    return w.op("Clip", x, *bounds)
 
 
 def _round_shift(w: Writer, product: ir.Value, shift: Tensor, name: str) -> ir.Value:
@@ -110,8 +104,7 @@ def _in_parts(w: Writer, wide: ir.Value, multiplier: Tensor, shift: Tensor, name
     if int(shift.min()) < 30:
         limit = (one << (shift + 33).clamp(max=62)) // multiplier.abs().clamp(min=1)
         limit = torch.where((shift >= 30) | (multiplier == 0), LARGEST_INPUT, limit + 1)
-        wide = w.op("Max", wide, w.constant(-limit, f"{name}_least"))
-        wide = w.op("Min", wide, w.constant(limit, f"{name}_most"))
+        wide = clipped_long(w, wide, -limit, limit)
 
     def constant(value: Tensor, what: str) -> ir.Value:
         return w.constant(value, f"{name}_{what}")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from fxquant.export.onnx.codes import centered
+from fxquant.export.onnx.codes import centered, clipped_long
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.bounds import INT32_LIMIT, accumulator_dtype, input_range
 from fxquant.integer.softmax import distances, log_exponentials, log_values, shift_exp
@@ -80,8 +80,7 @@ def emit_softmax_i_vit(w: Writer, node: fx.Node) -> ir.Value:
     dtype = w.shapes[a["x"]].dtype
     e = _numerators(w, shift_exp(distances(dtype), a["x0"], a["n"]), f"{node.name}_table")
     total = w.op("ReduceSum", e, _last(w), keepdims=1)
-    total = w.op("Max", total, w.scalar(1, _LONG))
-    total = w.op("Min", total, w.scalar(INT32_LIMIT, _LONG))
+    total = clipped_long(w, total, 1, INT32_LIMIT)
     factor = w.op("Div", w.scalar(INT32_LIMIT, _LONG), total)
     shares = w.op("Div", w.op("Mul", e, factor), w.scalar(2 ** (32 - a["bits"]), _LONG))
     return w.cast(shares, w.shapes[node].dtype)
@@ -124,7 +123,7 @@ def emit_gelu_i_vit(w: Writer, node: fx.Node) -> ir.Value:
     top = w.op("Max", top, w.scalar(0, _LONG))
     e = w.op("Gather", table, w.op("Sub", top, values))
     total = w.op("Add", e, w.op("Gather", table, top))
-    total = w.op("Min", total, w.scalar(INT32_LIMIT, _LONG))
+    total = clipped_long(w, total, 1, INT32_LIMIT)
     factor = w.op("Div", w.scalar(INT32_LIMIT, _LONG), total)
     sigma = w.op("Div", w.op("Mul", e, factor), w.scalar(2 ** (32 - a["bits"]), _LONG))
     return w.cast(w.op("Mul", values, sigma), accumulator_dtype(dtype))

@@ -64,12 +64,12 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.values[n.name] = result
+            self.values[str(n.target) if n.op == "placeholder" else n.name] = result
         return result
 
 
 def record(integer: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], Any]:
-    """Every tensor of the reference by its node's name, and the network's outputs."""
+    """Every tensor of the reference by name (inputs by their own), and the outputs."""
     recorder = _Recorder(integer)
     with torch.no_grad():
         outputs = recorder.run(*inputs)

@@ -45,7 +45,7 @@ def test_named_recipe_opens_and_is_described(name: str) -> None:
 
 
 def test_the_promised_recipes_exist() -> None:
-    promised = "w8a8 w8a8_x86 w8a32 w4a32 w4a8 w4a4_head_stem8 dynamic_w8a8"
+    promised = "w8a8 w8a8_onnx w8a8_x86 w8a32 w4a32 w4a8 w4a4_head_stem8 dynamic_w8a8"
     assert set(promised.split()) <= set(names.file_names())
 
 
@@ -143,7 +143,7 @@ TABLE = st.fixed_dictionaries(
     {},
     optional={
         "name": st.text(),
-        "fusion": st.sampled_from(["all", "blocks", "none"]),
+        "fusion": st.sampled_from(["all", "blocks", "two-step", "none"]),
         "equalize": st.booleans(),
         "bias_correction": st.booleans(),
         "start_at": st.text(),
@@ -201,7 +201,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"fusion": "some"}, 'fusion must be "all", "blocks" or "none", got \'some\''),
+        ({"fusion": "some"}, 'fusion must be "all", "blocks", "two-step" or "none", got \'some\''),
         ({"fold_batch_norm": 1}, "fold_batch_norm must be true or false, got 1"),
         ({"requantization": "dyadic", "dynamic": True}, "dyadic.* is static"),
         ({"input_bits": 4}, 'input_bits must be 8, 16 or "float", got 4'),
