@@ -32,6 +32,7 @@ from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report.diffs import print_diffs
+from fxquant.report.layers import LayerSource
 from fxquant.report.report import Report
 from fxquant.report.summary import proofs, quantizer_rows, refusals
 from fxquant.simulate.calibrate import calibrate
@@ -260,6 +261,7 @@ def lower(c: Compilation) -> CompiledModel:
         float_size_bytes=tensor_bytes(c.stages["float"]),
         size_bytes=tensor_bytes(integer),
         passes=c.records,
+        layers=LayerSource.of_batch(c.data.first),
     )
     q = lower_compiled(
         c.stages,

@@ -260,16 +260,18 @@ def lower_compiled(
     except PassError as error:
         raise CompileError(f"{target} graph: {error}") from error
     target = chosen.name
+    stages = {**stages, target: lowered.graph_module}
     report = replace(
         report,
         target=target,
+        layers=report.layers and report.layers.on(stages, target),
         target_passes=lowered.records,
         target_notes=(*why, *lowered.notes),
         # The reference has none: it is its own measure.
         target_check=lowered.check.summary() if lowered.check else {},
     )
     return CompiledModel(
-        {**stages, target: lowered.graph_module},
+        stages,
         target=target,
         recipe=recipe,
         report=report,

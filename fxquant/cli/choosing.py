@@ -19,6 +19,7 @@ from fxquant.cli.argument_types import size
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
 from fxquant.measure.auto_bits import auto_recipe, choose_bits, weight_bytes
+from fxquant.measure.pages import write_sensitivity
 from fxquant.measure.sensitivity import Sensitivity
 from fxquant.recipe import names as recipe_names
 from fxquant.reconstruct import find_blocks, granularity
@@ -42,11 +43,14 @@ def add_sensitivity(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--plot", metavar="FILE", help="draw SQNR and KL over the layers, e.g. s.png or s.svg"
     )
+    options.add_html(group)
     options.add_common(parser)
 
 
 def run_sensitivity(arguments: argparse.Namespace) -> Outcome:
     """Quantize one layer at a time, on the calibration images; labels, if any, give the loss."""
+    if arguments.html is not None:
+        options.check_destination("--html", arguments.html)
     if arguments.plot is not None:
         options.check_destination("--plot", arguments.plot)
         if importlib.util.find_spec("matplotlib") is None:
@@ -61,6 +65,10 @@ def run_sensitivity(arguments: argparse.Namespace) -> Outcome:
         found.plot(arguments.plot)
         texts.append(f"drew {arguments.plot}")
         data["plot"] = arguments.plot
+    if arguments.html is not None:
+        write_sensitivity(found, arguments.html, arguments.model)
+        texts.append(f"wrote {arguments.html}")
+        data["html"] = arguments.html
     return Outcome("\n".join(texts), data)
 
 

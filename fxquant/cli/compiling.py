@@ -18,6 +18,7 @@ from fxquant.compilation import check_request
 from fxquant.data import ImageBatches
 from fxquant.errors import AccuracyError, ArtifactError, CalibrationError, DataError, InputError
 from fxquant.measure.evaluate import collect_logits, evaluate
+from fxquant.measure.pages import accuracy_section, comparison_section, latency_section
 from fxquant.metrics import logits_of
 from passes.infra.listing import to_text
 
@@ -45,6 +46,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dump", metavar="DIR", help="write every stage as text, JSON and Graphviz DOT"
     )
+    options.add_html(group)
     group = options.add_device(parser)
     group.add_argument(
         "--checkpoint", metavar="FILE", help="write what is learned to it after each block"
@@ -68,6 +70,8 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
         raise InputError("--validation belongs to --max-drop POINTS")
     if arguments.save is not None:
         options.check_destination("--save", arguments.save)
+    if arguments.html is not None:
+        options.check_destination("--html", arguments.html)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     if arguments.checkpoint is not None:
         options.check_destination("--checkpoint", arguments.checkpoint)
@@ -121,7 +125,7 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
         "target": arguments.target,
         "report": compiled.report.to_json(),
     }
-    failures = missed
+    failures, pair = missed, None
     if evaluation is not None:
         pair = evaluate(compiled, evaluation, reference=reference, progress=progress)
         texts.append(str(pair))
@@ -132,6 +136,13 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
         size = Path(arguments.save).stat().st_size
         texts.append(f"saved {arguments.save}, {size / 1e6:.2f} MB")
         data["saved"] = {"file": arguments.save, "bytes": size}
+    if arguments.html:
+        measured = [latency_section(compiled)]
+        if pair is not None:
+            measured.append(accuracy_section(pair, evaluation))
+        compiled.report.to_html(arguments.html, measured=measured)
+        texts.append(f"wrote {arguments.html}")
+        data["html"] = arguments.html
     return Outcome("\n\n".join(texts), data, failures)
 
 
@@ -157,6 +168,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images that single values are measured on; default 16",
     )
+    options.add_html(parser.add_argument_group("results"))
     options.add_common(parser)
 
 
@@ -165,6 +177,10 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
 
     The images come from ``--evaluate``, or are those of the calibration.
     """
+    if arguments.html is not None:
+        if arguments.ops:
+            raise InputError("--html shows the comparison of layers: leave out --ops")
+        options.check_destination("--html", arguments.html)
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     model = options.open_model(arguments)
     calibration = options.open_calibration(arguments, recipe)
@@ -194,6 +210,9 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
     batch: Any = next(iter(batches))
     comparison = fxquant.compare(compiled, batch if isinstance(batch, Tensor) else batch[0])
     data = {"model": arguments.model, "recipe": recipe.name, "rows": comparison.to_json()}
+    if arguments.html:
+        compiled.report.to_html(arguments.html, measured=[comparison_section(comparison)])
+        data["html"] = arguments.html
     return Outcome(str(comparison), data)
 
 

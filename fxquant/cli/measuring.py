@@ -17,6 +17,7 @@ from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
 from fxquant.measure.evaluate import evaluate
+from fxquant.measure.pages import write_sweep
 from fxquant.measure.profile import profile
 from fxquant.measure.studies import STUDIES
 from fxquant.measure.sweep import Sweep, sweep
@@ -180,6 +181,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epochs", type=positive, default=10, metavar="N", help="of qat; default 10"
     )
+    options.add_html(parser.add_argument_group("results"))
     options.add_common(parser)
 
 
@@ -189,11 +191,17 @@ def run_sweep(arguments: argparse.Namespace) -> Outcome:
     Under torchrun every process measures its share of the rows; the first one prints them all.
     """
     check_device(arguments.device)
+    if arguments.html is not None:
+        options.check_destination("--html", arguments.html)
     with joined(arguments.device) as first:
         result = _sweep(arguments, progress=options.shows_progress(arguments) and first)
     if not first:
         return Outcome("", {}, silent=True)
-    return Outcome(str(result), {"model": arguments.model} | result.to_json())
+    data = {"model": arguments.model} | result.to_json()
+    if arguments.html is not None:
+        write_sweep(result, arguments.html, arguments.model)
+        data["html"] = arguments.html
+    return Outcome(str(result), data)
 
 
 def _sweep(arguments: argparse.Namespace, *, progress: bool) -> Sweep:

@@ -276,6 +276,13 @@ def preprocessing(arguments: argparse.Namespace) -> Preprocessing:
     return named.replace({name: text for name, text in given.items() if text is not None})
 
 
+def add_html(group: argparse._ArgumentGroup) -> None:
+    """``--html``."""
+    group.add_argument(
+        "--html", metavar="FILE", help="write a page to look at: one file that reads nothing else"
+    )
+
+
 def check_destination(option: str, path: str) -> None:
     """Raise InputError if the folder of `path` is missing: before minutes of work, not after."""
     if not Path(path).absolute().parent.is_dir():

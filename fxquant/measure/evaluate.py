@@ -14,7 +14,20 @@ from fxquant.measure.metric import Metric, as_metric
 from fxquant.measure.tables import decibels, finite, percent, table
 from fxquant.metrics import Accuracy, Batch, Closeness, Model, labelled_logits, logits_of
 
-__all__ = ["Evaluation", "collect_logits", "evaluate"]
+__all__ = ["Change", "Evaluation", "collect_logits", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """An image, by its number, for which the reference predicts another class.
+
+    `label` is None where the images have none.
+    """
+
+    image: int
+    reference: int
+    found: int
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Evaluation:
             judged by: the other figures are None then.
         metric_name: of `metric`.
         drop: by how much `metric` is worse than the reference's; negative where it is better.
+        changed: the images for which the reference predicts another class, in their order.
     """
 
     images: int
@@ -46,6 +60,7 @@ class Evaluation:
     metric: float | None = None
     metric_name: str = ""
     drop: float | None = None
+    changed: tuple[Change, ...] = ()
 
     @property
     def top1_drop(self) -> float | None:
@@ -118,6 +133,7 @@ def evaluate(
         return _by_metric(as_metric(metric), model, batches, reference, progress)
     accuracy, reference_accuracy, closeness = Accuracy(), Accuracy(), Closeness()
     expected = _reference_logits(reference)
+    changed: list[Change] = []
     with torch.inference_mode():
         found = labelled_logits(model, batches, classes=classes, bar="evaluate" if progress else "")
         for images, logits, labels in found:
@@ -130,6 +146,7 @@ def evaluate(
                     f"the reference's logits are {list(wanted.shape)} where the model's are "
                     f"{list(logits.shape)}; use the same batches and classes for both"
                 )
+            changed += _changes(wanted, logits, labels, reference_accuracy.images)
             reference_accuracy.add(wanted, labels)
             closeness.add(wanted, logits)
     if expected is None:
@@ -139,6 +156,7 @@ def evaluate(
         agreement=closeness.agreement,
         sqnr_db=closeness.sqnr_db,
         reference=_evaluation(reference_accuracy),
+        changed=tuple(changed),
     )
 
 
@@ -152,6 +170,15 @@ def collect_logits(
     with torch.inference_mode():
         found = labelled_logits(model, batches, bar="float" if progress else "")
         return [logits for _, logits, _ in found]
+
+
+def _changes(
+    reference: Tensor, found: Tensor, labels: Tensor | None, seen: int
+) -> Iterator[Change]:
+    before, after = reference.argmax(1), found.argmax(1)
+    for index in torch.nonzero(before != after).flatten().tolist():
+        label = None if labels is None else int(labels[index])
+        yield Change(seen + index, int(before[index]), int(after[index]), label)
 
 
 def _evaluation(of: Accuracy) -> Evaluation:

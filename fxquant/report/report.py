@@ -6,12 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from fxquant.plan.coverage import CoverageRow
 from fxquant.report.accuracy import AccuracyTrail
+from fxquant.report.html import Section, report_sections, write_page
+from fxquant.report.layers import LayerSource
 from passes import PassRecord
 
 _FLOAT_OPERAND = re.compile(r"its operand (\S+) is float")
@@ -58,6 +61,7 @@ class Report:
     time_over_float: float | None = None
     timed_on: str = ""
     accuracy: AccuracyTrail | None = None
+    layers: LayerSource | None = field(default=None, repr=False, compare=False)
 
     @property
     def macs(self) -> int:
@@ -125,6 +129,19 @@ class Report:
             timed_on=data.get("timed_on", ""),
             accuracy=AccuracyTrail.from_json(data["accuracy"]) if data.get("accuracy") else None,
         )
+
+    def to_html(self, path: str | Path, *, measured: Sequence[Section] = ()) -> None:
+        """Write a page to look at: one file that reads nothing else.
+
+        It shows the network with the error of each operation, histograms of weights and values
+        with their grids, coverage, and what every pass did. The pictures are measured now, on the
+        first images of the calibration. `measured` are more sections, such as those of
+        `fxquant.measure.pages`. Raises DataError where the file cannot be written.
+        """
+        pictures = () if self.layers is None else self.layers.measure(self.coverage)
+        sections = report_sections(self, pictures, measured)
+        about = f"recipe {self.recipe}, target {self.target}"
+        write_page(path, self.model, about, sections)
 
     def __str__(self) -> str:
         target = "" if self.accuracy is None else str(self.accuracy)

@@ -241,6 +241,24 @@ def test_blocks_are_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
     assert [child["name"] for child in data["blocks"][0]["children"]] == ["conv..layer1", "fc"]
 
 
+def test_html_pages_are_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = ("--evaluate", "images")
+    pages = {
+        "compile": ("Network", "Layers", "Latency", "Accuracy", "Passes"),
+        "compare": ("Network", "Comparison"),
+        "sensitivity": ("One weight at a time",),
+    }
+    for command, titles in pages.items():
+        more = images if command == "compile" else ()
+        arguments = (command, MODEL, *CALIBRATION, *more, "--html", f"{command}.html")
+        assert run_json(capsys, *arguments)["html"] == f"{command}.html"
+        page = (folder / f"{command}.html").read_text()
+        assert [title for title in titles if f"<h2>{title}</h2>" not in page] == []
+    arguments = ("sweep", "fusion", MODEL, *CALIBRATION, *images, "--limit", "1")
+    run_json(capsys, *arguments, "--html", "sweep.html")
+    assert "accuracy against latency" in (folder / "sweep.html").read_text()
+
+
 def test_sensitivity_plots(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     data = run_json(capsys, "sensitivity", MODEL, *CALIBRATION, "--plot", "s.png")
@@ -362,6 +380,8 @@ def test_a_failed_check_exits_with_1(
         (("sensitivity", MODEL), "add --calibration DIR"),
         (("sensitivity", MODEL, *CALIBRATION, "--bits", "1"), "between 2 and 8"),
         (("sensitivity", MODEL, *CALIBRATION, "--plot", "nowhere/s.png"), "there is no folder"),
+        ((*COMPILE, "--html", "nowhere/r.html"), "--html nowhere/r.html: there is no folder"),
+        (("compare", MODEL, *CALIBRATION, "--ops", "--html", "r.html"), "leave out --ops"),
         (("recipes", "w4a8", MODEL), "belongs to `fxquant recipes auto MODEL`"),
         (("recipes", "w4a8", "--ratio", "4"), "--ratio belongs to"),
         (("recipes", "auto", MODEL), "give --size-budget BYTES or --ratio R"),
