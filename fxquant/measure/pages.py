@@ -16,7 +16,8 @@ from fxquant.measure.compare import Comparison
 from fxquant.measure.evaluate import Change, Evaluation
 from fxquant.measure.node_times import node_times
 from fxquant.measure.sensitivity import Sensitivity
-from fxquant.measure.sweep import Row, Sweep
+from fxquant.measure.sweep import Sweep
+from fxquant.measure.sweep_rows import Row
 from fxquant.measure.tables import decibels, percent
 from fxquant.report.html.page import Markup, Section, table, write_page
 from fxquant.report.html.plot import Plot

@@ -22,7 +22,8 @@ from fxquant.measure.pages import (
     write_sensitivity,
     write_sweep,
 )
-from fxquant.measure.sweep import Row, Sweep
+from fxquant.measure.sweep import Sweep
+from fxquant.measure.sweep_rows import Row
 from tests.fxquant.report.test_html import Page
 from tests.fxquant.small_networks import Residual, compiled, images
 
@@ -48,7 +49,7 @@ def test_changed_predictions_are_found_with_their_images() -> None:
 def test_changed_images_are_shown(batches: ImageBatches) -> None:
     float_model = Evaluation(6, 0.5, 1.0, 1.0)
     changed = (Change(0, 0, 1, 0), Change(5, 2, 1, 1), Change(3, 1, 2, 3))
-    found = Evaluation(6, 0.5, 1.0, 1.0, 0.5, 20.0, float_model, changed)
+    found = Evaluation(6, 0.5, 1.0, 1.0, 0.5, 20.0, float_model, changed=changed)
     body = accuracy_section(found, batches).body
     assert "3 predictions changed: 1 were right in float, 1 are right now, 1 neither" in body
     assert body.count("data:image/jpeg;base64,") == 3
