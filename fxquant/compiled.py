@@ -264,7 +264,7 @@ def lower_compiled(
     report = replace(
         report,
         target=target,
-        layers=report.layers and report.layers.on(stages, target),
+        layers=report.layers and report.layers.on(stages, target, exact=chosen.tolerance == 0),
         target_passes=lowered.records,
         target_notes=(*why, *lowered.notes),
         # The reference has none: it is its own measure.

@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor
 
+from fxquant.backends import find_target
 from fxquant.compiled import CompiledModel
 from fxquant.errors import ModelError
 from fxquant.measure.tables import finite
@@ -98,7 +99,9 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
             rows.append(difference(name, "weight", weight, quantized))
             if (bias := real_bias(compiled.stages["integer"], name)) is not None:
                 rows.append(difference(name, "bias", module.layer.bias, bias))  # type: ignore[arg-type]
-    expected, found = run_both(compiled.stages, compiled.target, arguments)
+    exact = find_target(compiled.target).tolerance == 0
+    runs = compiled.stages["integer" if exact else compiled.target]
+    expected, found = run_both(compiled.stages["fused"], runs, arguments)
     for name, value in expected.items():
         got = found.get(name)
         if name != "output" and got is not None and got.shape == value.shape:

@@ -92,6 +92,7 @@ class LayerSource:
     inputs: tuple[Any, ...]
     stages: Mapping[str, fx.GraphModule]
     target: str
+    exact: bool
 
     @classmethod
     def of_batch(cls, batch: Sequence[Any]) -> LayerSource:
@@ -100,16 +101,17 @@ class LayerSource:
             value[:IMAGES] if isinstance(value, Tensor) and value.dim() else value
             for value in batch
         ]
-        return cls(tuple(few), {}, "")
+        return cls(tuple(few), {}, "", True)
 
-    def on(self, stages: Mapping[str, fx.GraphModule], target: str) -> LayerSource:
-        """The same inputs for other graphs."""
-        return replace(self, stages=stages, target=target)
+    def on(self, stages: Mapping[str, fx.GraphModule], target: str, *, exact: bool) -> LayerSource:
+        """The same inputs for other graphs; `exact`: the target gives the integer graph's bits."""
+        return replace(self, stages=stages, target=target, exact=exact)
 
     def measure(self, coverage: Sequence[CoverageRow]) -> tuple[LayerPicture, ...]:
         """A picture of every input, operation and output, in execution order."""
         fused, simulated = self.stages["fused"], self.stages["simulated"]
-        expected, found = run_both(self.stages, self.target, self.inputs)
+        runs = self.stages["integer" if self.exact else self.target]
+        expected, found = run_both(fused, runs, self.inputs)
         rows = {row.node: row for row in coverage}
         grids = _value_grids(simulated)
         kernels = _kernels(self.stages[self.target])

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.backends import find_target
-
 __all__ = ["real_bias", "run_both"]
 
 
 def run_both(
-    stages: Mapping[str, fx.GraphModule], target: str, inputs: Sequence[Any]
+    fused: fx.GraphModule, lowered: fx.GraphModule, inputs: Sequence[Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Float and found values by the names of the fused graph's nodes, ``output`` among them.
 
-    A value that several nodes of the integer graph stand for is that of the last; one that the
-    target does not show has only the float side.
+    `lowered` is the target's graph, or the integer graph, whose values an exact target computes
+    whatever its own graph shows. A value that several nodes stand for is that of the last; one
+    that no node shows has only the float side.
     """
-    # An exact target computes the integer graph's values, whatever its own graph shows.
-    exact = find_target(target).tolerance == 0
-    expected, found = _Values(stages["fused"]), _Values(stages["integer" if exact else target])
+    expected, found = _Values(fused), _Values(lowered)
     with torch.no_grad():
         for run in (expected, found):
             output = run.run(*inputs)
