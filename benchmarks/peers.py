@@ -93,12 +93,26 @@ def onnxruntime(
 ) -> Callable[[Tensor], Any]:
     """ONNX Runtime's CPU provider on the QDQ network of its own static quantization."""
     import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its workers may spin while it runs, and must not while others are measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(model, batches, path)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x.numpy()})
+
+
+def quantize_static(model: nn.Module, batches: Sequence[Tensor], path: Path) -> None:
+    """Write the QDQ network of ONNX Runtime's static quantization, u8 × s8, per channel."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
         QuantType,
-        quantize_static,
     )
+    from onnxruntime.quantization import quantize_static as quantize
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -111,29 +125,21 @@ def onnxruntime(
 
     # The fused attention of eval mode has no ONNX operator.
     torch.backends.mha.set_fastpath_enabled(False)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Its workers may spin while it runs, and must not while others are measured.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
-        exported, prepared, quantized = (
-            str(Path(folder) / f"{stage}.onnx") for stage in ("float", "prepared", "int8")
-        )
+        exported, prepared = (str(Path(folder) / f"{stage}.onnx") for stage in ("float", "ready"))
         torch.onnx.export(
             model, (batches[0],), exported, input_names=["x"], opset_version=17, dynamo=False
         )
         quant_pre_process(exported, prepared, skip_symbolic_shape=True)
-        quantize_static(
+        quantize(
             prepared,
-            quantized,
+            str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x.numpy()})
 
 
 PEERS = {"openvino": openvino, "onnxruntime": onnxruntime}
