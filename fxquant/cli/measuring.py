@@ -37,6 +37,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     options.add_set(group)
     options.add_calibration(parser, default=options.RANDOM)
     group = parser.add_argument_group("timing")
+    group.add_argument(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="time this file in ONNX Runtime beside them; may be repeated",
+    )
     group.add_argument("--batch", type=positive, default=1, metavar="N", help="default 1")
     group.add_argument(
         "--rounds", type=positive, default=20, metavar="N", help="turns of each; default 20"
@@ -66,7 +73,7 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
     ]
     candidates: dict[str, Callable[..., Any]] = {}
     if options.is_artifact(arguments.model):
-        candidates[arguments.model] = options.open_artifact(arguments.model, arguments.target)
+        candidates[arguments.model] = options.open_saved(arguments.model, arguments.target)
     else:
         model = candidates["float"] = options.open_model(arguments)
         for recipe in recipes:
@@ -77,6 +84,7 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
                 target=arguments.target,
                 progress=options.shows_progress(arguments),
             )
+    candidates |= {path: options.open_onnx(path) for path in arguments.onnx}
     (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
     profiles = {
         name: profile(candidate, images)
@@ -139,7 +147,7 @@ def run_evaluate(arguments: argparse.Namespace) -> Outcome:
             "put them into class folders, or give a --reference to compare with"
         )
     model = (
-        options.open_artifact(arguments.model, arguments.target)
+        options.open_saved(arguments.model, arguments.target)
         if saved
         else options.open_model(arguments)
     )

@@ -16,13 +16,14 @@ from fxquant.cli.argument_types import positive, shape
 from fxquant.data import PREPROCESSINGS, ImageBatches, Preprocessing, open_batches
 from fxquant.data.preprocessing import FIELD_READERS, INTERPOLATIONS
 from fxquant.errors import InputError, ModelError
+from fxquant.export.onnx import require_onnx
 from fxquant.frontend.models import load_model
 from fxquant.reconstruct import find_method
 
 RANDOM = "random"
 IMAGES = 250
 RANDOM_IMAGES = 16
-ARTIFACT_SUFFIX = ".fxq"
+ARTIFACT_SUFFIX, ONNX_SUFFIX = ".fxq", ".onnx"
 
 Batches = ImageBatches | Sequence[Tensor]
 
@@ -55,7 +56,7 @@ def add_model(
         "model",
         metavar="MODEL",
         nargs="?" if optional else None,
-        help=f"{kinds}, or a saved .fxq file" if saved else kinds,
+        help=f"{kinds}, or a saved .fxq or .onnx file" if saved else kinds,
     )
     group = parser.add_argument_group("model")
     group.add_argument("--weights", metavar="FILE", help="safetensors file for the float model")
@@ -180,7 +181,7 @@ def open_model(arguments: argparse.Namespace) -> nn.Module:
 
 def is_artifact(spelling: str) -> bool:
     """Whether `spelling` is a saved file and not a model's name."""
-    return spelling.endswith(ARTIFACT_SUFFIX) or Path(spelling).is_file()
+    return spelling.endswith((ARTIFACT_SUFFIX, ONNX_SUFFIX)) or Path(spelling).is_file()
 
 
 def open_artifact(path: str, target: str) -> fxquant.CompiledModel:
@@ -188,6 +189,21 @@ def open_artifact(path: str, target: str) -> fxquant.CompiledModel:
     if not Path(path).is_file():
         raise ModelError(f"{path}: there is no such file")
     return fxquant.load(path, target=target)
+
+
+def open_saved(path: str, target: str) -> nn.Module:
+    """What a file holds: a compiled model, or an ONNX network in ONNX Runtime."""
+    return open_onnx(path) if path.endswith(ONNX_SUFFIX) else open_artifact(path, target)
+
+
+def open_onnx(path: str) -> nn.Module:
+    """An ONNX file as a module that runs in ONNX Runtime."""
+    require_onnx()
+    from fxquant.export.onnx.network import OnnxNetwork
+
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: there is no such file")
+    return OnnxNetwork(path)
 
 
 def open_recipe(name: str, changes: Sequence[str], images: int | None = None) -> fxquant.Recipe:

@@ -11,18 +11,20 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx
 
 from fxquant.errors import InputError, TargetError
 from fxquant.export.onnx.model import build_model
 from fxquant.export.onnx.options import OnnxOptions
 from fxquant.export.onnx.report import OnnxReport, checks_table, failures
-from fxquant.export.onnx.shapes import Shapes, find_shapes
-from fxquant.export.onnx.validate import validate
+from fxquant.export.onnx.shapes import Shape, Shapes, find_shapes
+from fxquant.export.onnx.validate import has_openvino, validate
 
 __all__ = ["write_onnx"]
 
 _SAMPLES = 2
+_BYTES = (torch.uint8, torch.int8)
 
 
 def write_onnx(
@@ -37,6 +39,8 @@ def write_onnx(
     Raises TargetError for operations that have no form in ONNX and where a check fails.
     """
     shapes = find_shapes(integer, example)
+    if options.consumer == "openvino":
+        _check_8_bits(integer, shapes)
     model = build_model(integer, shapes, options, metadata=metadata)
     with _new_file(path) as temporary:
         ir.save(model, temporary)
@@ -50,10 +54,23 @@ def write_onnx(
             )
         size = temporary.stat().st_size
     counted = Counter(node.op_type for node in model.graph)
-    notes = () if shapes.symbolic else ("the batch size is that of the example: it is fixed",)
+    notes = [] if shapes.symbolic else ["the batch size is that of the example: it is fixed"]
+    if options.consumer == "openvino" and not has_openvino():
+        notes.append("OpenVINO is not installed here: nothing was compared in it")
     return OnnxReport(
-        path, size, options.form, options.exact, dict(counted.most_common()), checks, notes
+        path, size, options.form, options.exact, dict(counted.most_common()), checks, tuple(notes)
     )
+
+
+def _check_8_bits(integer: fx.GraphModule, shapes: Shapes) -> None:
+    """Raise TargetError for integers that OpenVINO does not keep."""
+    for node in integer.graph.nodes:
+        found = shapes.values[node.name]
+        if "grid" in node.meta and isinstance(found, Shape) and found.dtype not in _BYTES:
+            raise TargetError(
+                f"OpenVINO drops quantizers of 16 bits and narrows int64, without a word, and "
+                f"{node.name} is {found.dtype}: take a recipe of 8 bits with float multipliers"
+            )
 
 
 def _few(shapes: Shapes, example: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from fxquant.backends.check import OperationDifference
 from fxquant.export.onnx.model import build_model
 from fxquant.export.onnx.options import OnnxOptions
 from fxquant.export.onnx.report import OnnxCheck
-from fxquant.export.onnx.runtimes import Run, onnxruntime_run
+from fxquant.export.onnx.runtimes import Run, onnxruntime_run, openvino_run
 from fxquant.export.onnx.shapes import Shapes
 from fxquant.metrics import Closeness
 from passes.infra.listing import operation
 from passes.infra.verify import flatten
 
-__all__ = ["check_integers", "check_outputs", "record", "validate"]
+__all__ = ["check_integers", "check_outputs", "has_openvino", "record", "validate"]
 
 LOCK_STEP, ALONE = "lock-step", "on its own"
 
@@ -52,7 +53,16 @@ def validate(
         run = onnxruntime_run(tapped)
         runtime = "ONNX Runtime, optimized"
         checks.append(check_integers(run, integer, values, runtime, ALONE, 0))
+    if options.consumer == "openvino" and has_openvino():
+        check = check_integers(openvino_run(lock_step), integer, values, "OpenVINO", LOCK_STEP, 1)
+        checks.append(check)
+        checks.append(check_outputs(openvino_run(path), integer, inputs, outputs, "OpenVINO"))
     return tuple(checks)
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
 
 
 class _Recorder(fx.Interpreter):

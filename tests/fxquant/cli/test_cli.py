@@ -155,6 +155,22 @@ def test_saved_file_becomes_an_onnx_file(capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("m2.onnx").exists()
 
 
+def test_onnx_files_are_evaluated_and_timed_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    run_json(capsys, *COMPILE, "--target", "reference", "--save", "m.fxq")
+    run_json(capsys, "export", "m.fxq", "--onnx", "m.onnx", "--exact")
+    against = ("images", "--reference", MODEL, *PIXELS)
+    theirs = run_json(capsys, "evaluate", "m.onnx", *against)
+    ours = run_json(capsys, "evaluate", "m.fxq", *against, "--target", "reference")
+    assert theirs["sqnr_db"] == ours["sqnr_db"]
+    size = ("--input-shape", "3,12,12", "--rounds", "1", "--calls", "1", "--quiet")
+    data = run_json(capsys, "bench", "m.fxq", "--onnx", "m.onnx", *size)
+    assert [timing["name"] for timing in data["timings"]] == ["m.fxq", "m.onnx"]
+    Path("bad.onnx").write_bytes(Path("m.onnx").read_bytes()[:500])
+    assert main(("evaluate", "bad.onnx", *against)) == 2
+    assert "bad.onnx: ONNX Runtime cannot load it" in capsys.readouterr().err
+
+
 def test_evaluate_needs_no_reference(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(capsys, "evaluate", MODEL, "images", "--images", "4", *PIXELS)
     assert data["images"] == 4
