@@ -18,10 +18,10 @@ OpenVINO comes with the extra ``[peers]``; without it its rows are left out.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from fxquant.export.onnx.network import OnnxNetwork
 from fxquant.export.onnx.options import OnnxOptions
 from fxquant.export.onnx.runtimes import Run, onnxruntime_run, openvino_run
 from fxquant.export.onnx.shapes import find_shapes
-from fxquant.export.onnx.validate import check_integers, record
+from fxquant.export.onnx.validate import check_integers, has_openvino, record
 from fxquant.measure.benchmark import benchmark
 from fxquant.measure.evaluate import evaluate
 from fxquant.metrics import Accuracy
@@ -62,69 +62,82 @@ def compiled(network: RealNetwork, recipe: str) -> tuple[nn.Module, CompiledMode
     return model, fxquant.compile(model, recipe, calibration=calibration, target="reference")
 
 
-def batches_of(network: RealNetwork, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in network.validation_batches(images, BATCH):
-        yield batch[0], batch[1]
+@dataclass
+class _Comparison:
+    """One form in one runtime; figures grow batch by batch, so that the reference runs once."""
+
+    options: OnnxOptions
+    runtime: str
+    run: Run
+    whole: Run
+    values: int = 0
+    differing: int = 0
+    largest: int = 0
+    equal: int = 0
+    logits: int = 0
+    accuracy: Accuracy = field(default_factory=Accuracy)
+
+    @classmethod
+    def of(cls, q: CompiledModel, options: OnnxOptions, runtime: str) -> _Comparison:
+        integer = q.stages["integer"]
+        shapes = find_shapes(integer, q.example)
+        load = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}[runtime]
+        observe = "outputs" if options.exact else "lock_step"
+        run = load(build_model(integer, shapes, options, observe=observe))
+        return cls(options, runtime, run, load(build_model(integer, shapes, options)))
+
+    def add(self, q: CompiledModel, x: Tensor, labels: Tensor, recorded: Any, want: Tensor) -> None:
+        check = check_integers(self.run, q.stages["integer"], recorded, "", "", None)
+        self.values += check.values
+        self.differing += check.differing
+        self.largest = max(self.largest, check.largest)
+        (array,) = self.whole({self.whole.inputs[0]: x.numpy()}).values()
+        found = torch.from_numpy(array)
+        self.equal += int((found == want).sum())
+        self.logits += want.numel()
+        self.accuracy.add(found, labels)
+
+    def row(self, name: str, recipe: str, reference: Accuracy) -> dict[str, Any]:
+        return {
+            "network": name,
+            "recipe": recipe,
+            "form": self.options.form,
+            "exact": self.options.exact,
+            "runtime": self.runtime,
+            "run": "on its own" if self.options.exact else "lock-step",
+            "images": reference.images,
+            "integers": self.values,
+            "differing": self.differing,
+            "largest": self.largest,
+            "logits_equal": self.equal / self.logits,
+            "top1": self.accuracy.top1,
+            "top1_reference": reference.top1,
+        }
 
 
 def integers(name: str, recipe: str, images: int) -> list[dict[str, Any]]:
     """One row for each form and runtime."""
     network = NETWORKS[name]
-    _, q = compiled(network, recipe)
-    rows = []
-    forms = [OnnxOptions("qdq")]
-    if recipe != "vit_w8a8":
-        forms = [OnnxOptions("qoperator", exact=True), OnnxOptions("qdq", exact=True), *forms]
-    if recipe == "vit_w8a8_integer":
-        forms = forms[:1]
-    for options in forms:
-        runtimes = ["onnxruntime"]
-        if not options.exact and importlib.util.find_spec("openvino"):
-            runtimes.append("openvino")
-        for runtime in runtimes:
-            rows.append(_compare(network, q, options, runtime, images))
-            print(table([rows[-1]]), flush=True)
+    q = compiled(network, recipe)[1]
+    forms = [OnnxOptions("qoperator", exact=True), OnnxOptions("qdq", exact=True)]
+    comparisons = [
+        _Comparison.of(q, options, "onnxruntime")
+        for options in (forms[:1] if recipe == "vit_w8a8_integer" else forms)
+        if recipe != "vit_w8a8"
+    ]
+    if recipe != "vit_w8a8_integer":
+        runtimes = ["onnxruntime", *(["openvino"] if has_openvino() else [])]
+        comparisons += [_Comparison.of(q, OnnxOptions("qdq"), runtime) for runtime in runtimes]
+    reference = Accuracy()
+    for batch in network.validation_batches(images, BATCH):
+        x, labels = batch[0], batch[1]
+        recorded, want = record(q.stages["integer"], (x,))
+        reference.add(want, labels)
+        for comparison in comparisons:
+            comparison.add(q, x, labels, recorded, want)
+    rows = [comparison.row(name, recipe, reference) for comparison in comparisons]
+    print(table(rows), flush=True)
     return rows
-
-
-def _compare(
-    network: RealNetwork, q: CompiledModel, options: OnnxOptions, runtime: str, images: int
-) -> dict[str, Any]:
-    integer = q.stages["integer"]
-    shapes = find_shapes(integer, q.example)
-    observe = "outputs" if options.exact else "lock_step"
-    load = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}[runtime]
-    run: Run = load(build_model(integer, shapes, options, observe=observe))
-    whole: Run = load(build_model(integer, shapes, options))
-    values = differing = largest = equal = logits = 0
-    theirs, ours = Accuracy(), Accuracy()
-    for x, labels in batches_of(network, images):
-        recorded, expected = record(integer, (x,))
-        check = check_integers(run, integer, recorded, runtime, observe, None)
-        values += check.values
-        differing += check.differing
-        largest = max(largest, check.largest)
-        (found,) = whole({whole.inputs[0]: x.numpy()}).values()
-        found = torch.from_numpy(found)
-        equal += int((found == expected).sum())
-        logits += expected.numel()
-        theirs.add(found, labels)
-        ours.add(expected, labels)
-    return {
-        "network": network.name,
-        "recipe": q.recipe.name,
-        "form": options.form,
-        "exact": options.exact,
-        "runtime": runtime,
-        "run": "on its own" if options.exact else "lock-step",
-        "images": images,
-        "integers": values,
-        "differing": differing,
-        "largest": largest,
-        "logits_equal": equal / logits,
-        "top1": theirs.top1,
-        "top1_reference": ours.top1,
-    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
