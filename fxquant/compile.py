@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fxquant.arguments import checked
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
 from fxquant.compilation import (
@@ -21,7 +22,7 @@ from fxquant.compilation import (
     reproducible,
 )
 from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
-from fxquant.errors import CompileError, InputError, ModelError
+from fxquant.errors import CompileError, InputError, ModelError, TargetError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.faithful import check_repeatable, check_same_outputs, one_sample
 from fxquant.frontend.trace import trace
@@ -46,6 +47,7 @@ from passes import copy_sharing_tensors
 __all__ = ["compile", "load"]
 
 
+@checked(but=("recipe",), model=ModelError, target=TargetError)
 def compile(
     model: nn.Module,
     recipe: Recipe | str,
@@ -137,6 +139,7 @@ def _compile(request: Request, calibration: Any) -> CompiledModel:
         return lower(c)
 
 
+@checked(target=TargetError)
 def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) -> CompiledModel:
     """Load a file that `CompiledModel.save` wrote, check it, and lower it to `target`.
 
@@ -284,7 +287,8 @@ def lower(c: Compilation) -> CompiledModel:
 def _check_target(target: Any, request: Request) -> None:
     if not callable(getattr(target, "meet", None)):
         raise InputError(
-            f"accuracy_target is {target!r}: give fxquant.Drop(0.5), the most that may be lost"
+            f"accuracy_target is a {type(target).__name__}: give fxquant.Drop(0.5), the most that "
+            "may be lost"
         )
     if request.checkpoint is not None:
         raise InputError(

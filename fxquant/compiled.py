@@ -13,10 +13,11 @@ import numpy
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.arguments import checked
 from fxquant.artifact.file import load_artifact, save_artifact
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import lower_fastest
-from fxquant.errors import CompileError, InputError, nearest
+from fxquant.errors import CompileError, InputError, TargetError, nearest
 from fxquant.export import export_cpp
 from fxquant.export.onnx import OnnxOptions, export_onnx
 from fxquant.plan.plan import Plan
@@ -113,6 +114,7 @@ class CompiledModel(nn.Module):
             self.save(path)
             return _from_bytes, (path.read_bytes(), self.target, self.check_inputs)
 
+    @checked(target=TargetError)
     def to_target(self, target: str) -> CompiledModel:
         """The same integer graph lowered to another target.
 
@@ -132,6 +134,7 @@ class CompiledModel(nn.Module):
         lowered.check_inputs = self.check_inputs
         return lowered
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: integer graph and weights, recipe, golden pair.
 
@@ -147,6 +150,7 @@ class CompiledModel(nn.Module):
             example=self.example,
         )
 
+    @checked()
     def export_cpp(
         self, folder: str | Path, *, name: str = "model", overwrite: bool = False
     ) -> None:

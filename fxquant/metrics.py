@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fxquant.errors import DataError, ModelError
+from fxquant.errors import DataError, FxquantError, ModelError
 from passes.infra.verify import flatten
 
 __all__ = [
@@ -19,11 +19,13 @@ __all__ = [
     "Batch",
     "Closeness",
     "Model",
+    "check_batch",
     "first_tensor",
     "labelled_logits",
     "labels_of",
     "logits_of",
     "normalized_mean_error",
+    "outputs_of",
 ]
 
 Model = Callable[[Tensor], Any]
@@ -125,11 +127,12 @@ def labelled_logits(
     seen = 0
     shown = tqdm(batches, bar, delay=2, disable=None if bar else True, leave=False, unit="batch")
     for batch in shown:
+        check_batch(batch)
         images = batch if isinstance(batch, Tensor) else batch[0]
         labels = labels_of(batch)
         logits = logits_of(model, images)
         if labels is not None:
-            _check_labels(labels, classes or logits.shape[1], seen, batches)
+            _check_labels(labels, len(logits), classes or logits.shape[1], seen, batches)
         seen += len(logits)
         yield images, logits, labels
     if not seen:
@@ -157,7 +160,7 @@ def logits_of(model: Model, images: Tensor) -> Tensor:
     """
     if isinstance(model, nn.Module) and model.training:
         raise ModelError("the model is in training mode; call model.eval() before evaluating it")
-    output = model(images)
+    output = outputs_of(model, images)
     logits = next((value for _, value in flatten(output) if isinstance(value, Tensor)), None)
     if logits is None or logits.dim() != 2 or len(logits) != len(images):
         found = type(output).__name__ if logits is None else f"a tensor of {list(logits.shape)}"
@@ -197,6 +200,28 @@ def normalized_mean_error(first: int, second: int) -> Callable[[Tensor, Tensor],
     return errors
 
 
+def outputs_of(model: Callable[..., Any], *inputs: Any) -> Any:
+    """What `model` gives for `inputs`. Raises ModelError where it fails."""
+    try:
+        return model(*inputs)
+    except FxquantError:
+        raise
+    except Exception as error:
+        shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ModelError(
+            f"the model does not run on {', '.join(map(str, shapes))}: {problem}"
+        ) from error
+
+
+def check_batch(batch: Any) -> None:
+    """Raise DataError for what is neither a tensor nor ``(inputs, ...)``."""
+    if not isinstance(batch, Tensor) and not (isinstance(batch, (tuple, list)) and batch):
+        raise DataError(
+            f"a batch is a {type(batch).__name__}: give tensors, or tuples (inputs, labels)"
+        )
+
+
 def first_tensor(output: Any) -> Tensor:
     """The first float tensor of an output. Raises ModelError where there is none."""
     for _, value in flatten(output):
@@ -205,7 +230,16 @@ def first_tensor(output: Any) -> Tensor:
     raise ModelError("the model's output holds no float tensor to measure")
 
 
-def _check_labels(labels: Tensor, classes: int, seen: int, batches: Iterable[Batch]) -> None:
+def _check_labels(
+    labels: Any, images: int, classes: int, seen: int, batches: Iterable[Batch]
+) -> None:
+    integers = isinstance(labels, Tensor) and not labels.is_floating_point()
+    if not integers or labels.shape != (images,):
+        found = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, Tensor) else labels
+        raise DataError(
+            f"the labels of a batch of {images} images are {str(found)[:40]!r}: expected "
+            f"{images} integers"
+        )
     wrong = torch.nonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         index = int(wrong[0])

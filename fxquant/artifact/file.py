@@ -66,6 +66,8 @@ def save_artifact(
     example: tuple[Any, ...],
 ) -> None:
     """Write the file beside `path`, then rename it into place. Raises ArtifactError."""
+    if not path.name or "\0" in str(path):
+        raise ArtifactError(f"cannot write {str(path)!r}: it is no name of a file")
     try:
         graph = encode_graph(integer)
     except GraphFormatError as error:

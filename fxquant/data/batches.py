@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fxquant.arguments import checked
 from fxquant.data.images import ImageSet, open_images
 from fxquant.data.preprocessing import PREPROCESSINGS, Preprocessing
 from fxquant.errors import DataError
@@ -101,6 +102,7 @@ class ImageBatches:
             ) from error
 
 
+@checked(source=DataError, preprocessing=DataError, images=DataError)
 def open_batches(
     source: str | Path,
     *,

@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fxquant.arguments import checked
 from fxquant.errors import ModelError, nearest
 
 TORCHVISION = "torchvision"
 UNUSED_IN_EVAL = "num_batches_tracked"
 
 
+@checked(spelling=ModelError, weights=ModelError, classes=ModelError)
 def load_model(
     spelling: str, weights: str | Path | None = None, *, classes: int | None = None
 ) -> nn.Module:

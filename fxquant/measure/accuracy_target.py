@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from fxquant.arguments import checked_class
 from fxquant.compiled import CompiledModel
 from fxquant.errors import (
     AccuracyError,
@@ -28,7 +30,7 @@ from fxquant.measure.rungs import (
     to_float,
     to_integers,
 )
-from fxquant.measure.sensitivity import measure
+from fxquant.measure.sensitivity import Sensitivity, measure
 from fxquant.recipe import Recipe
 from fxquant.report.accuracy import AccuracyStep, AccuracyTrail
 
@@ -38,6 +40,7 @@ _NEGLIGIBLE = 0.01
 """What is left of the first harm once steps no longer take half of the rest, but all of it."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class Drop:
     """At most so much less of a metric than the float model has; see `fxquant.compile`.
@@ -62,13 +65,11 @@ class Drop:
     steps: int = 30
 
     def __post_init__(self) -> None:
-        numbers = isinstance(self.most, (int, float)) and not isinstance(self.most, bool)
-        if not numbers or not self.most >= 0:
+        if not 0 <= self.most < math.inf:
             raise InputError(f"Drop: a drop of {self.most!r} is no positive number")
         for name in ("images", "steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"Drop: {name} is {value!r}, expected a positive number")
+            if getattr(self, name) < 1:
+                raise InputError(f"Drop: {name} is {getattr(self, name)}, expected at least 1")
 
     def meet(
         self,
@@ -123,20 +124,31 @@ class _Search:
             if self.kept is not before:
                 recipe = recipe.replace(free)
         q = self.kept[1]
-        found = measure(
+        # A prediction's divergence says little of an output that is judged by something else.
+        harm = divergence if self.metric is TOP1 else noise
+        values = few_bits(q, "values")
+        if few_bits(q, "weights") and not values:
+            # Values at 8 bits seldom come to harm beside these: they are measured where they do.
+            found = self._measured(q, recipe, activations=False)
+            recipe = self._climb(to_integers(q, found, harm), recipe)
+            if self._holds():
+                return
+        found = self._measured(q, recipe, activations=True)
+        rungs = to_integers(q, found, harm)
+        recipe = self._climb([r for r in rungs if values or r.what != "weights"], recipe)
+        if not self._holds():
+            self._climb(to_float(q, found, harm), recipe)
+
+    def _measured(self, q: CompiledModel, recipe: Recipe, *, activations: bool) -> Sensitivity:
+        return measure(
             q,
             recipe,
             self.batches,
-            bits=sorted({8, *few_bits(q)}),
-            activations=True,
+            bits=sorted({8, *few_bits(q, "weights"), *few_bits(q, "values")}),
+            activations=activations,
             images=self.target.images,
             progress=self.progress,
         )
-        # A prediction's divergence says little of an output that is judged by something else.
-        harm = divergence if self.metric is TOP1 else noise
-        recipe = self._climb(to_integers(q, found, harm), recipe)
-        if not self._holds():
-            self._climb(to_float(q, found, harm), recipe)
 
     def result(self) -> CompiledModel:
         """The model that holds the target. Raises AccuracyError with the nearest where none is."""

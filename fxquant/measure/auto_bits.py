@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fxquant.arguments import checked
 from fxquant.artifact.packing import WIDTHS
 from fxquant.errors import RecipeError, nearest
 from fxquant.measure.sensitivity import Effect, Sensitivity
@@ -22,6 +23,7 @@ Storage = Literal["file", "bits"]
 _MOST_UNITS = 1 << 20
 
 
+@checked(fixed=RecipeError)
 def choose_bits(
     sensitivity: Sensitivity,
     size_budget_bytes: float | None = None,
@@ -90,6 +92,7 @@ def choose_bits(
     return dict(zip(layers, _solve(choices, int(budget * 8)), strict=True))
 
 
+@checked()
 def auto_recipe(recipe: Recipe, bits: Mapping[str, int], *, name: str = "") -> Recipe:
     """`recipe` with an override for each layer whose weight gets another bit width.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fxquant.arguments import checked
 from fxquant.errors import InputError
 from fxquant.measure.tables import table
 from fxquant.timing import in_turns
@@ -116,6 +117,7 @@ class Benchmark:
         return f"{table(rows, headers)}\n{about}"
 
 
+@checked()
 def benchmark(
     candidates: Mapping[str, Callable[..., Any]],
     inputs: Tensor | Sequence[Any] | None = None,

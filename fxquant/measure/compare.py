@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor
 
+from fxquant.arguments import checked
 from fxquant.backends import find_target
 from fxquant.compiled import CompiledModel
 from fxquant.errors import ModelError
@@ -79,6 +80,7 @@ def difference(name: str, what: str, expected: Tensor, found: Tensor) -> Differe
     )
 
 
+@checked()
 def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Comparison:
     """Compare what runs with the fused float graph, on `inputs`, value by value.
 
@@ -86,6 +88,7 @@ def compare(compiled: CompiledModel, inputs: Tensor | Sequence[Tensor]) -> Compa
     stages of a compile; a loaded artefact has no float graph (ModelError says so).
     """
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    compiled(*arguments)  # says what is wrong with them
     if "fused" not in compiled.stages:
         raise ModelError(
             "a loaded artefact holds no float graph to compare with: compile the model instead"

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from fxquant.arguments import checked
 from fxquant.compile import compile
-from fxquant.errors import FxquantError
+from fxquant.errors import CalibrationError, FxquantError, ModelError, RecipeError
 from fxquant.frontend.inputs import arguments
 from fxquant.measure.alone import Alone
 from fxquant.measure.tables import decibels, finite, percent, table
@@ -132,6 +133,7 @@ class OperationCosts:
         return "\n".join(texts)
 
 
+@checked(model=ModelError, recipe=RecipeError, data=CalibrationError)
 def compare_ops(
     model: nn.Module,
     recipe: Recipe | str,

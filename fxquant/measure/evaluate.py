@@ -9,10 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.errors import InputError
+from fxquant.arguments import checked
+from fxquant.errors import DataError, InputError, ModelError
 from fxquant.measure.metric import Metric, as_metric
 from fxquant.measure.tables import decibels, finite, percent, table
-from fxquant.metrics import Accuracy, Batch, Closeness, Model, labelled_logits, logits_of
+from fxquant.metrics import (
+    Accuracy,
+    Batch,
+    Closeness,
+    Model,
+    check_batch,
+    labelled_logits,
+    logits_of,
+)
 
 __all__ = ["Change", "Evaluation", "collect_logits", "evaluate"]
 
@@ -102,6 +111,7 @@ class Evaluation:
         )
 
 
+@checked(model=ModelError, batches=DataError, reference=ModelError)
 def evaluate(
     model: Model,
     batches: Iterable[Batch],
@@ -160,6 +170,7 @@ def evaluate(
     )
 
 
+@checked(model=ModelError, batches=DataError)
 def collect_logits(
     model: Model, batches: Iterable[Batch], *, progress: bool = False
 ) -> list[Tensor]:
@@ -217,7 +228,9 @@ class _Counted:
     def __iter__(self) -> Iterator[Batch]:
         self.images = 0
         for batch in self._batches:
-            self.images += len(batch if isinstance(batch, Tensor) else batch[0])
+            check_batch(batch)
+            first = batch if isinstance(batch, Tensor) else batch[0]
+            self.images += len(first) if isinstance(first, Tensor) and first.dim() else 1
             yield batch
 
     def __len__(self) -> int:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fxquant.arguments import checked_class
 from fxquant.errors import DataError, FxquantError, InputError, ModelError
-from fxquant.metrics import labels_of
+from fxquant.metrics import check_batch, labels_of, outputs_of
 
 __all__ = ["TOP1", "Metric", "as_metric"]
 
@@ -23,6 +24,7 @@ _OUTPUT_NAMES = (
 )  # fmt: skip
 
 
+@checked_class
 @dataclass(frozen=True)
 class Metric:
     """A function that judges a model, and how to read what it says.
@@ -45,8 +47,6 @@ class Metric:
     unit: str = ""
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise InputError(f"a metric is a function, found a {type(self.function).__name__}")
         if not self.name:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             object.__setattr__(self, "name", name)
@@ -85,6 +85,7 @@ class Metric:
         return f"{value:.2f} {self.unit}" if self.unit else f"{value:.5g}"
 
     def _of_batch(self, model: Callable[..., Any], batch: Any, inputs: int) -> tuple[float, int]:
+        check_batch(batch)
         targets = labels_of(batch, inputs)
         if targets is None:
             raise DataError(
@@ -94,7 +95,7 @@ class Metric:
         if len(batch) > inputs + 1:
             targets = tuple(batch[inputs:])
         with torch.no_grad():
-            found = self._called(model(*batch[:inputs]), targets)
+            found = self._called(outputs_of(model, *batch[:inputs]), targets)
         size = len(batch[0]) if isinstance(batch[0], Tensor) and batch[0].dim() else 1
         if isinstance(found, Tensor) and found.dim() == 1 and len(found) == size:
             return float(found.double().sum()), size

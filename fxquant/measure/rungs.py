@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx
 
@@ -77,10 +77,11 @@ def _plan(q: CompiledModel) -> Plan:
     return q.plan
 
 
-def few_bits(q: CompiledModel) -> set[int]:
-    """The bit widths of up to 8 that weights and values have."""
-    specs = [*_plan(q).weights.values(), *(site.spec for site in _plan(q).values)]
-    return {spec.bits for spec in specs if spec.bits <= 8}
+def few_bits(q: CompiledModel, of: Literal["weights", "values"]) -> set[int]:
+    """The bit widths below 8 of the weights, or of the values."""
+    plan = _plan(q)
+    specs = plan.weights.values() if of == "weights" else (site.spec for site in plan.values)
+    return {spec.bits for spec in specs if spec.bits < 8}
 
 
 def free_changes(recipe: Recipe, q: CompiledModel) -> dict[str, Any]:
@@ -91,8 +92,7 @@ def free_changes(recipe: Recipe, q: CompiledModel) -> dict[str, Any]:
             changes[f"{name}.observer"] = "mse"
     if recipe.activations.depthwise == "per_tensor":
         changes["activations.depthwise"] = "per_channel"
-    few = any(spec.bits < 8 for spec in _plan(q).weights.values())
-    if few and recipe.reconstruction.method == "none":
+    if few_bits(q, "weights") and recipe.reconstruction.method == "none":
         changes["reconstruction.method"] = "gptq"
     return changes
 

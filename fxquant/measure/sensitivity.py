@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fxquant.arguments import checked
 from fxquant.compile import compile
 from fxquant.compiled import CompiledModel
 from fxquant.errors import CalibrationError, FxquantError, ModelError, RecipeError
@@ -151,6 +152,7 @@ class Sensitivity:
             axis.legend(fontsize=7)
 
 
+@checked(model=ModelError, recipe=RecipeError, bits=RecipeError)
 def measure(
     model: nn.Module | CompiledModel,
     recipe: Recipe | str,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxquant.arguments import checked
 from fxquant.compilation import check_device
 from fxquant.compiled import CompiledModel
 from fxquant.errors import DataError, ModelError, RecipeError, TrainingError
@@ -23,6 +24,7 @@ __all__ = ["TrainingError", "finetune"]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
+@checked(train_loader=DataError)
 def finetune(
     q: CompiledModel,
     train_loader: Iterable[Any],

@@ -52,6 +52,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def _flatten(changes: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in changes.items():
+        if not isinstance(key, str):
+            raise RecipeError(f"{key!r} is no key of a recipe: give names such as weights.bits")
         path = join(where, key)
         if isinstance(value, Mapping) and path.split(".")[-1] != "options":
             flat += _flatten(value, path)

@@ -14,6 +14,7 @@ from textwrap import fill
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from fxquant.arguments import checked
 from fxquant.errors import RecipeError, nearest
 from fxquant.recipe.checks import Check, are_texts, is_boolean, is_text, one_of, within
 
@@ -130,6 +131,7 @@ class Table:
         return {entry.name: _key(entry, hints[entry.name]) for entry in fields(cls)}
 
     @classmethod
+    @checked(table=RecipeError)
     def from_dict(cls, table: Mapping[str, Any], where: str | None = None) -> Self:
         """A table from its values; keys that are missing take their defaults.
 
@@ -157,6 +159,8 @@ def check_keys(table: Mapping[str, Any], kind: type[Table], where: str | None = 
     """
     place = kind.where if where is None else where
     known = kind.keys()
+    if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
+        raise RecipeError(f"{place or 'a recipe'} must be a table of names and values")
     for name, value in table.items():
         if name not in known:
             raise RecipeError(unknown_key(name, known, place))

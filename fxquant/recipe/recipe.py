@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fxquant.arguments import checked
 from fxquant.errors import RecipeError
 from fxquant.recipe import changes as recipe_changes
 from fxquant.recipe import names
@@ -103,6 +104,7 @@ class Recipe(Table):
     # -- reading and writing -----------------------------------------------------------------
 
     @classmethod
+    @checked(name=RecipeError)
     def named(cls, name: str) -> Recipe:
         """A recipe that comes with fxquant; `fxquant.recipe.names` lists those that have a file.
 
@@ -117,6 +119,7 @@ class Recipe(Table):
         return replace(cls.from_dict(table).replace(changes), name=name)
 
     @classmethod
+    @checked(path=RecipeError)
     def from_toml(cls, path: str | Path) -> Recipe:
         """A recipe from a TOML file; without a ``name`` it is called as the file.
 
@@ -125,10 +128,10 @@ class Recipe(Table):
         """
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path}: is no TOML: {error}") from error
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{path}: cannot be read: {error}") from error
         try:
             return cls.from_dict({"name": Path(path).stem, **table})
         except RecipeError as error:
@@ -138,6 +141,7 @@ class Recipe(Table):
         """All keys as TOML; `from_toml` gives an equal recipe back."""
         return to_toml(self.to_dict())
 
+    @checked(changes=RecipeError)
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
         """A new recipe with some keys changed.
 

@@ -170,7 +170,7 @@ def test_a_checkpoint_is_of_one_recipe(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("most", [-1, float("nan"), "0.5", True])
 def test_a_drop_is_a_positive_number(most: object) -> None:
-    with pytest.raises(InputError, match="no positive number"):
+    with pytest.raises(InputError, match=r"positive number|expected a number"):
         fxquant.Drop(most)  # type: ignore[arg-type]
 
 
