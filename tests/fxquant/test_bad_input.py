@@ -552,6 +552,6 @@ def test_a_label_out_of_range(tmp_path: Path) -> None:
 def test_every_error_of_fxquant_is_one_class() -> None:
     kinds = [value for value in vars(fxquant.errors).values() if isinstance(value, type)]
     errors = [kind for kind in kinds if issubclass(kind, Exception)]
-    assert len(errors) == 11
+    assert len(errors) == 12
     assert all(issubclass(kind, FxquantError) for kind in errors)
     assert re.search(r"TraceError", fxquant.errors.__doc__ or "")
