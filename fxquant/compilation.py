@@ -33,6 +33,7 @@ from fxquant.simulate.calibration_set import CalibrationSet
 from fxquant.simulate.correct_bias import CorrectBias, InputMeans
 from fxquant.simulate.simulation_passes import SIMULATION_PASSES
 from passes import Pass, PassError, PassRecord, Pipeline, UnsupportedGraphError
+from passes.infra.pipeline import State
 from passes.infra.reproducer import write_reproducer
 
 __all__ = [
@@ -91,16 +92,17 @@ class Request:
 class Compilation:
     """What the steps of a compile have made so far.
 
-    `stages` are the graphs by name, the last of which may be unfinished; `records` are those of
-    all passes that ran, `notes` are for the report. `probe` is one sample of the data, on which
-    passes are verified. `means` are the inputs' means of layers whose biases are to be corrected
-    once their weights are rounded.
+    `stages` are the graphs by name, the last of which may be unfinished; `state` is where passes
+    go on, `records` are those of all that ran, `notes` are for the report. `probe` is one sample
+    of the data, on which passes are verified. `means` are the inputs' means of layers whose biases
+    are to be corrected once their weights are rounded.
     """
 
     request: Request
     data: CalibrationSet
     probe: tuple[Any, ...]
     stages: Mapping[str, fx.GraphModule] = field(default_factory=dict)
+    state: State | None = None
     records: tuple[PassRecord, ...] = ()
     notes: tuple[str, ...] = ()
     leaf_reasons: Mapping[str, str] = field(default_factory=dict)
@@ -113,31 +115,39 @@ class Compilation:
         """What the user asked for."""
         return self.request.recipe
 
-    def run(
-        self,
-        stage: str,
-        graph: fx.GraphModule,
-        passes: Sequence[Pass],
-        invariant: Invariant,
-    ) -> Compilation:
-        """Run `passes` on `graph`, which becomes `stage`; see `Pipeline.run`.
+    @property
+    def outputs(self) -> Any:
+        """What the graph that passes have reached yields on the probe."""
+        assert self.state is not None
+        return self.state.outputs
+
+    def from_state(self, state: State) -> Compilation:
+        """Passes go on from `state`, and are verified on its probe."""
+        return replace(self, state=state, probe=state.probe)
+
+    def next_stage(self) -> Compilation:
+        """Passes go on from a copy: the stage that they have reached stays as it is."""
+        assert self.state is not None
+        return replace(self, state=self.state.next_stage())
+
+    def changed(self, stage: str) -> Compilation:
+        """Passes go on from `stage`, whose modules were changed by what is no pass."""
+        return replace(self, state=State.changed(self.stages[stage], self.probe))
+
+    def run(self, stage: str, passes: Sequence[Pass], invariant: Invariant) -> Compilation:
+        """Run `passes` on the graph that they have reached, which becomes `stage`.
 
         Raises ModelError for a graph that is the user's matter, CompileError for one of ours.
         """
+        assert self.state is not None
         try:
-            records = Pipeline(passes, invariant=invariant).run(graph, self.probe)
+            state, records = Pipeline(passes, invariant=invariant).go_on(self.state)
         except UnsupportedGraphError as error:
             raise ModelError(f"the model cannot be compiled as it is: {error}") from error
         except PassError as error:
-            first = "before the first pass: "
-            if stage == "float" and str(error).startswith(first):
-                raise ModelError(
-                    "the model does not run on the first calibration batch: "
-                    f"{str(error).removeprefix(first)}"
-                ) from error
             raise CompileError(f"{stage} graph: {error}") from error
-        stages = {**self.stages, stage: graph}
-        return replace(self, stages=stages, records=(*self.records, *records))
+        stages = {**self.stages, stage: state.graph_module}
+        return replace(self, state=state, stages=stages, records=(*self.records, *records))
 
     def noting(self, notes: Sequence[str]) -> Compilation:
         """With more notes for the report."""

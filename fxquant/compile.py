@@ -24,7 +24,7 @@ from fxquant.compilation import (
 from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
 from fxquant.errors import CompileError, InputError, ModelError, TargetError
 from fxquant.even_out import measured_rewrites
-from fxquant.frontend.faithful import check_repeatable, check_same_outputs, one_sample
+from fxquant.frontend.faithful import check_same_outputs, outputs_of, run_traced
 from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import coverage
 from fxquant.plan.node_recipe import selectable
@@ -42,7 +42,6 @@ from fxquant.simulate.nonlinear import link_forms
 from fxquant.simulate.simulation_passes import simulation_passes
 from fxquant.to_integer import to_checked_integer
 from fxquant.to_integer.invariants import check_float_graph, check_simulated_graph
-from passes import copy_sharing_tensors
 
 __all__ = ["compile", "load"]
 
@@ -158,28 +157,28 @@ def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) ->
 
 def front_end(c: Compilation) -> Compilation:
     """nn.Module → float graph, which computes what the model computes."""
-    model = c.request.model
-    traced = trace(model, c.data.names)
-    c = replace(c, probe=one_sample(traced.graph_module, c.data.first))
+    model, names = c.request.model, c.data.names
+    traced = trace(model, names)
     c = replace(c, leaf_reasons=traced.leaf_reasons)
-    check_repeatable(model, c.data.names, c.probe)
-    c = c.run("float", traced.graph_module, canonical_passes(), check_float_graph)
-    check_same_outputs(model, c.data.names, c.stages["float"], c.probe)
+    c = c.from_state(run_traced(traced.graph_module, c.data.first))
+    expected = outputs_of(model, names, c.probe)
+    check_same_outputs(model, names, c.probe, expected, c.outputs)
+    c = c.run("float", canonical_passes(), check_float_graph)
+    check_same_outputs(model, names, c.probe, expected, c.outputs)
     c.recipe.check_selectors(*selectable(c.stages["float"]))
     return c.finished("float")
 
 
 def fuse(c: Compilation) -> Compilation:
     """Float graph → fused graph: batch norms folded, activations in their producers."""
-    graph = copy_sharing_tensors(c.stages["float"])
-    return c.run("fused", graph, fusing_passes(c.recipe), check_float_graph)
+    return c.next_stage().run("fused", fusing_passes(c.recipe), check_float_graph)
 
 
 def even_out(c: Compilation) -> Compilation:
     """The fused graph with channels of like range, each rewrite measured on the one before."""
     for rewrite in measured_rewrites(c.recipe):
-        before, graph = len(c.records), c.stages["fused"]
-        c = c.run("fused", graph, rewrite.make(graph, c.data), check_float_graph)
+        before = len(c.records)
+        c = c.run("fused", rewrite.make(c.stages["fused"], c.data), check_float_graph)
         c = c.noting(
             [n for r in c.records[before:] if r.name == rewrite.kind.name for n in r.notes]
         )
@@ -199,7 +198,7 @@ def plan_and_simulate(c: Compilation) -> Compilation:
         one_sided=recipe.activations.one_sided,
     )
     invariant = partial(check_simulated_graph, plan=plan)
-    c = c.run("simulated", copy_sharing_tensors(fused), passes, invariant).noting(notes)
+    c = c.next_stage().run("simulated", passes, invariant).noting(notes)
     simulated = c.stages["simulated"]
     link_forms(simulated)
     means = InputMeans(simulated)
@@ -243,7 +242,7 @@ def round_weights(c: Compilation) -> Compilation:
     if c.means is not None:
         assert c.plan is not None
         invariant = partial(check_simulated_graph, plan=c.plan)
-        c = c.run("simulated", c.stages["simulated"], [CorrectBias(c.means)], invariant)
+        c = c.changed("simulated").run("simulated", [CorrectBias(c.means)], invariant)
         c = c.noting(c.records[-1].notes)
     return c.finished("simulated")
 

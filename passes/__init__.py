@@ -18,13 +18,14 @@ from passes.fold_constants import FoldConstants
 from passes.fuse_conv_bn_relu import FuseConvBnRelu
 from passes.infer_ranges import InferRanges, Interval, is_non_negative, range_of
 from passes.infra.base import Decline, Pass, PassResult, TensorInfo, module_path, tensor_info
+from passes.infra.copies import copy_sharing_tensors
 from passes.infra.errors import (
     OrderError,
     PassError,
     UnsupportedGraphError,
     VerificationError,
 )
-from passes.infra.pipeline import PassRecord, Pipeline, copy_sharing_tensors
+from passes.infra.pipeline import PassRecord, Pipeline
 from passes.infra.rewrite import Rewriter
 from passes.infra.stored import is_plain, overrides_forward
 from passes.insert_quant_dequant import InsertQuantDequant, QuantizerSite

@@ -1,4 +1,4 @@
-"""Does the float graph compute what the model computes? On one sample, beside the model itself."""
+"""Does a graph compute what the model computes? On one sample, beside the model itself."""
 
 from __future__ import annotations
 
@@ -12,60 +12,59 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ModelError, TraceError
 from fxquant.frontend.inputs import arguments
 from passes import VerificationError
+from passes.infra.pipeline import State
 from passes.infra.verify import check_equivalent
 
-__all__ = ["check_repeatable", "check_same_outputs", "one_sample"]
+__all__ = ["check_same_outputs", "outputs_of", "run_traced"]
 
 
-def one_sample(traced: fx.GraphModule, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One sample of `batch`, because passes are verified on it again and again.
+def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
+    """The graph run on one sample of `batch`, because it is verified there again and again.
 
-    The whole batch where the model does not run on that: the first dimension of a recurrent
-    layer's state is no batch.
+    On the whole batch where it does not run on that: the first dimension of a recurrent layer's
+    state is no batch. Raises ModelError where it does not run at all.
     """
     one = tuple(
         value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
         for value in batch
     )
     try:
-        with torch.no_grad():
-            traced(*one)
-    except Exception:
-        return batch
-    return one
-
-
-def check_repeatable(model: nn.Module, names: Sequence[str], probe: tuple[Any, ...]) -> None:
-    """Raise ModelError where a second call with the same inputs gives something else."""
-    outputs = []
-    for _ in range(2):
-        positional, named = arguments(model, names, copy.deepcopy(probe))
-        try:
-            with torch.no_grad():
-                outputs.append(copy.deepcopy(model(*positional, **named)))
-        except Exception:
-            return  # the run of the graph says at which operation
+        return State.first(traced, one)
+    except VerificationError:
+        pass
     try:
-        check_equivalent(*outputs, name="a second call")
+        return State.first(traced, batch)
     except VerificationError as error:
-        raise ModelError(
-            f"{type(model).__name__} gives other outputs when it is called again with the same "
-            "inputs: take random numbers and counters of calls out of forward"
-        ) from error
+        why = str(error).partition(": ")[2]
+        raise ModelError(f"the model does not run on the first calibration batch: {why}") from error
+
+
+def outputs_of(model: nn.Module, names: Sequence[str], probe: tuple[Any, ...]) -> Any:
+    """What the model gives, which may write into its inputs and give out what it writes into."""
+    positional, named = arguments(model, names, copy.deepcopy(probe))
+    with torch.no_grad():
+        return copy.deepcopy(model(*positional, **named))
 
 
 def check_same_outputs(
-    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, probe: tuple[Any, ...]
+    model: nn.Module, names: Sequence[str], probe: tuple[Any, ...], expected: Any, found: Any
 ) -> None:
-    """Raise TraceError where the graph computes something else than the model."""
-    # The model may write into its inputs.
-    positional, named = arguments(model, names, copy.deepcopy(probe))
-    with torch.no_grad():
-        expected, found = model(*positional, **named), graph(*copy.deepcopy(probe))
+    """`expected` is what the model gives on `probe`, `found` what a graph gives.
+
+    Raises TraceError where they differ, or ModelError where another call of the model would, too.
+    """
+    kind = type(model).__name__
     try:
         check_equivalent(expected, found, name="the float graph")
     except VerificationError as error:
+        try:
+            check_equivalent(expected, outputs_of(model, names, probe), name="a second call")
+        except VerificationError as again:
+            raise ModelError(
+                f"{kind} gives other outputs when it is called again with the same inputs: take "
+                "random numbers and counters of calls out of forward"
+            ) from again
         raise TraceError(
-            f"{type(model).__name__} computes something else than what was traced of it: {error}; "
-            "does forward depend on random numbers, or on what it was called with before?"
+            f"{kind} computes something else than what was traced of it: {error}; does forward "
+            "depend on random numbers, or on what it was called with before?"
         ) from error

@@ -6,18 +6,18 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from passes.infra import listing, verify
 from passes.infra.base import Decline, Pass, PassResult
+from passes.infra.copies import copy_sharing_tensors
 from passes.infra.errors import OrderError, PassError, UnsupportedGraphError, VerificationError
 from passes.infra.reproducer import Failure
 
-__all__ = ["PassRecord", "Pipeline", "copy_sharing_tensors"]
+__all__ = ["PassRecord", "Pipeline", "State"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,56 @@ class PassRecord:
     verified: str = ""
 
 
+@dataclass(frozen=True)
+class State:
+    """A graph between passes, and what is known of it.
+
+    `start` is the graph as it was before the passes `done` ran on it: nothing else changes it.
+    `outputs` are what `graph_module` yields on `probe`; None while nobody has asked for them, and
+    then nothing has changed since `start`.
+    """
+
+    graph_module: fx.GraphModule
+    probe: tuple[Any, ...]
+    start: fx.GraphModule
+    done: tuple[Pass, ...] = ()
+    outputs: Any = None
+
+    @classmethod
+    def first(cls, graph_module: fx.GraphModule, probe: Sequence[Any]) -> State:
+        """`graph_module`, run and annotated. Raises VerificationError where it does not run."""
+        state = cls.changed(graph_module, probe)
+        return replace(state, outputs=_run(graph_module, probe))
+
+    @classmethod
+    def changed(cls, graph_module: fx.GraphModule, probe: Sequence[Any]) -> State:
+        """An annotated graph which something else than a pass has changed."""
+        return cls(graph_module, tuple(probe), copy_sharing_tensors(graph_module))
+
+    @classmethod
+    def copied(cls, graph_module: fx.GraphModule, probe: Sequence[Any]) -> State:
+        """A copy of an annotated graph, which itself stays as it is."""
+        return cls(copy_sharing_tensors(graph_module), tuple(probe), graph_module)
+
+    def next_stage(self) -> State:
+        """A copy of the graph, which itself stays as it is from now on."""
+        return replace(State.copied(self.graph_module, self.probe), outputs=self.outputs)
+
+    def known_outputs(self) -> Any:
+        """What the graph yields."""
+        return _run(self.start, self.probe) if self.outputs is None else self.outputs
+
+    def failed(self, steps: Sequence[Pass]) -> Failure:
+        """The last of `steps` failed: the graph as it was when all before it had run.
+
+        They run again, which costs less than a copy before each pass.
+        """
+        before = copy_sharing_tensors(self.start)
+        for step in (*self.done, *steps[:-1]):
+            Pipeline([step]).run(before, self.probe)
+        return Failure(steps[-1], before, self.probe)
+
+
 class Pipeline:
     """An ordered list of passes over one graph.
 
@@ -66,66 +116,59 @@ class Pipeline:
 
     def run(self, graph_module: fx.GraphModule, probe: Sequence[Any]) -> list[PassRecord]:
         """Run all passes on `graph_module` in place and return their records."""
-        original = copy_sharing_tensors(graph_module)
-        # Until it is canonical, a graph may write into its inputs: it gets its own.
-        own = copy.deepcopy(tuple(probe))
-        outputs = verify.run_and_annotate(graph_module, own, name="before the first pass")
+        return self.go_on(State.first(graph_module, probe))[1]
+
+    def go_on(self, state: State) -> tuple[State, list[PassRecord]]:
+        """Run all passes on the graph of `state` in place: the state then, and the records."""
         records: list[PassRecord] = []
+        look = _Look.at(state.graph_module)
+        reached = state
         for index, step in enumerate(self.passes):
             try:
-                record, outputs = self._step(step, graph_module, probe, outputs)
+                reached, record, look = self._step(step, reached, look)
             except UnsupportedGraphError:
                 raise
             except PassError as error:
-                # What ran before the failure runs again, rather than a copy before each pass.
-                Pipeline(self.passes[:index]).run(original, probe)
-                error.failure = Failure(step, original, tuple(probe))
+                error.failure = state.failed(self.passes[: index + 1])
                 raise
             records.append(record)
-        return records
+        return reached, records
 
-    def _step(
-        self, step: Pass, graph_module: fx.GraphModule, probe: Sequence[Any], outputs: Any
-    ) -> tuple[PassRecord, Any]:
-        before_text = listing.to_text(graph_module)
-        before_count = listing.count_operations(graph_module)
-        before_nodes = set(graph_module.graph.nodes)
+    def _step(self, step: Pass, state: State, before: _Look) -> tuple[State, PassRecord, _Look]:
         start = time.perf_counter()
+        graph_module = state.graph_module
         try:
             result = step.run(graph_module)
         except PassError:
             raise
         except Exception as error:
             raise PassError(f"{step.name}: {type(error).__name__}: {error}") from error
-        if result.modified:
-            outputs = self._verify(step, graph_module, probe, outputs)
-        after_text = listing.to_text(graph_module)
-        after_nodes = set(graph_module.graph.nodes)
-        if not result.modified and before_text != after_text:
+        outputs = self._verify(step, state) if result.modified else state.outputs
+        after = _Look.at(graph_module)
+        if not result.modified and before.text != after.text:
             raise VerificationError(f"{step.name}: changed the graph but says it did not")
         record = PassRecord(
             name=step.name,
             milliseconds=(time.perf_counter() - start) * 1e3,
             modified=result.modified,
-            created=len(after_nodes - before_nodes),
-            erased=len(before_nodes - after_nodes),
+            created=len(after.nodes - before.nodes),
+            erased=len(before.nodes - after.nodes),
             declines=result.declines,
             notes=result.notes,
-            operations_before=before_count,
-            operations_after=listing.count_operations(graph_module),
-            diff=_diff(before_text, after_text, result, step.name),
+            operations_before=before.operations,
+            operations_after=after.operations,
+            diff=_diff(before.text, after.text, result, step.name),
             changes=result.changes,
             verified=("same outputs" if step.exact else "runs") if result.modified else "",
         )
-        return record, outputs
+        return replace(state, outputs=outputs, done=(*state.done, step)), record, after
 
-    def _verify(
-        self, step: Pass, graph_module: fx.GraphModule, probe: Sequence[Any], expected: Any
-    ) -> Any:
+    def _verify(self, step: Pass, state: State) -> Any:
+        graph_module = state.graph_module
         verify.check_well_formed(graph_module, name=step.name)
-        found = verify.run_and_annotate(graph_module, probe, name=step.name)
+        found = verify.run_and_annotate(graph_module, state.probe, name=step.name)
         if step.exact:
-            verify.check_equivalent(expected, found, name=step.name)
+            verify.check_equivalent(state.known_outputs(), found, name=step.name)
         if self.invariant is not None:
             try:
                 self.invariant(graph_module)
@@ -136,6 +179,29 @@ class Pipeline:
         return found
 
 
+@dataclass(frozen=True)
+class _Look:
+    """How a graph looks: after one pass is before the next."""
+
+    text: str
+    operations: Counter[str]
+    nodes: frozenset[fx.Node]
+
+    @classmethod
+    def at(cls, graph_module: fx.GraphModule) -> _Look:
+        return cls(
+            listing.to_text(graph_module),
+            listing.count_operations(graph_module),
+            frozenset(graph_module.graph.nodes),
+        )
+
+
+def _run(graph_module: fx.GraphModule, probe: Sequence[Any]) -> Any:
+    # Until it is canonical, a graph may write into its inputs, and give out what it writes into.
+    own = copy.deepcopy(tuple(probe))
+    return copy.deepcopy(verify.run_and_annotate(graph_module, own, name="before the first pass"))
+
+
 def check_order(passes: Sequence[Pass]) -> None:
     """Raise OrderError where a pass stands before one that it must come after."""
     for index, step in enumerate(passes):
@@ -144,23 +210,6 @@ def check_order(passes: Sequence[Pass]) -> None:
                 raise OrderError(
                     f"{step.name} must come after {later.name}, which stands behind it"
                 )
-
-
-def copy_sharing_tensors(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of graph and modules whose parameters and buffers are the same tensors.
-
-    Passes replace tensors and never write into them, so that stages can share what did not
-    change and a large network is not held once for every stage.
-    """
-    shared: dict[int, Any] = {}
-    for tensor in (*graph_module.parameters(), *graph_module.buffers()):
-        shared[id(tensor)] = tensor
-    # Constants that tracing left as plain attributes are shared as well.
-    for module in graph_module.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor):
-                shared[id(value)] = value
-    return copy.deepcopy(graph_module, shared)
 
 
 def _diff(before: str, after: str, result: PassResult, name: str) -> str:

@@ -82,6 +82,11 @@ def check_equivalent(expected: Any, found: Any, *, name: str) -> None:
             f"{[path for path, _ in left]} to {[path for path, _ in right]}"
         )
     for (path, want), (_, got) in zip(left, right, strict=True):
+        if isinstance(want, Tensor) != isinstance(got, Tensor):
+            raise VerificationError(
+                f"{name}: is exact but output{path} changed from a {type(want).__name__} to a "
+                f"{type(got).__name__}"
+            )
         if not isinstance(want, Tensor):
             if want != got:
                 raise VerificationError(f"{name}: is exact but output{path} changed")

@@ -16,8 +16,10 @@ from passes import (
     Pipeline,
     Rewriter,
     VerificationError,
-    copy_sharing_tensors,
 )
+from passes.infra.listing import count_operations
+from passes.infra.pipeline import State
+from passes.infra.verify import run_and_annotate
 from tests.passes.checking import float_graph
 from tests.passes.models import image, make
 
@@ -92,7 +94,9 @@ class Halve(Pass):
 
 
 def test_the_diff_names_layers_whose_tensors_changed() -> None:
-    (record,) = Pipeline([Halve()]).run(with_tensors(), (image(),))
+    (record,) = Pipeline([Halve()]).run(
+        float_graph(make(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 3, 1))), (image(),)
+    )
     assert record.diff == "~ conv: weight times 0.5"
     assert record.changes == ("conv: weight times 0.5",)
 
@@ -157,44 +161,41 @@ def test_an_invariant_is_checked_after_each_change() -> None:
         Pipeline(steps, invariant=no_tanh).run(relu(), (image(),))
 
 
-def with_tensors() -> fx.GraphModule:
-    model = make(
-        lambda self, x: self.bn(self.conv(x)) + self.shift + torch.tensor(2.0),
-        conv=nn.Conv2d(3, 3, 1),
-        bn=nn.BatchNorm2d(3),
-        shift=torch.ones(1),
-    )
-    return float_graph(model)
+# -- what is known of a graph ----------------------------------------------------------------------
 
 
-def test_a_copy_that_shares_tensors_shares_nothing_else() -> None:
-    graph_module = with_tensors()
-    copied = copy_sharing_tensors(graph_module)
-    assert copied.conv is not graph_module.conv
-    assert copied.conv.weight is graph_module.conv.weight
-    assert copied.bn.running_mean is graph_module.bn.running_mean
-    assert copied.shift is graph_module.shift
-    assert copied.graph is not graph_module.graph
-    assert copied.graph.owning_module is copied
-    assert [node.name for node in copied.graph.nodes] == [
-        node.name for node in graph_module.graph.nodes
-    ]
-    assert torch.equal(copied(image()), graph_module(image()))
+def counted() -> tuple[fx.GraphModule, list[int]]:
+    """A graph, and a list that grows with every run of it and of its copies."""
+    runs: list[int] = []
+    model = make(lambda self, x: torch.exp(F.relu(self.conv(x))), conv=nn.Conv2d(3, 3, 1))
+    model.conv.register_forward_hook(lambda *arguments: runs.append(1))  # type: ignore[union-attr]
+    graph_module = float_graph(model)
+    return graph_module, runs
 
 
-def test_a_copy_keeps_meta_apart() -> None:
-    graph_module = with_tensors()
-    copied = copy_sharing_tensors(graph_module)
-    for node in copied.graph.nodes:
-        node.meta["origin"] = ("new",)
-    assert all(node.meta["origin"] != ("new",) for node in graph_module.graph.nodes)
+def test_a_stage_begins_with_the_outputs_of_the_one_before() -> None:
+    graph_module, runs = counted()
+    state = State.first(graph_module, (image(),))
+    assert len(runs) == 1
+    state, _ = Pipeline([Replace()]).go_on(state.next_stage())
+    assert len(runs) == 2
+    with pytest.raises(VerificationError, match=r"^replace: is exact but output differs"):
+        Pipeline([Replace(torch.relu, torch.tanh)]).go_on(state.next_stage())
+    assert len(runs) == 3
 
 
-def test_changing_a_copy_leaves_the_other_as_it_was() -> None:
-    graph_module = with_tensors()
-    before = graph_module(image())
-    copied = copy_sharing_tensors(graph_module)
-    rewriter = Rewriter(copied)
-    rewriter.set_module("conv", nn.Conv2d(3, 3, 1))
-    rewriter.finish()
-    assert torch.equal(graph_module(image()), before)
+def test_passes_that_change_nothing_run_nothing() -> None:
+    graph_module, runs = counted()
+    run_and_annotate(graph_module, (image(),), name="probe")
+    state, _ = Pipeline([AfterReplace()]).go_on(State.copied(graph_module, (image(),)))
+    assert len(runs) == 1
+    with pytest.raises(VerificationError, match=r"^replace: is exact but output differs"):
+        Pipeline([Replace(new=torch.tanh)]).go_on(state)
+
+
+def test_a_failure_holds_the_graph_with_the_passes_of_earlier_pipelines() -> None:
+    state, _ = Pipeline([Replace()]).go_on(State.first(relu(), (image(),)))
+    with pytest.raises(PassError) as caught:
+        Pipeline([Broken()]).go_on(state)
+    assert count_operations(caught.value.failure.before) == {"relu": 1, "exp": 1}
+    assert caught.value.failure.before.graph.find_nodes(op="call_function", target=torch.relu)

@@ -13,7 +13,8 @@ from fxquant.backends.x86.rewrites.merge_branches import MergeBranches
 from fxquant.backends.x86.rewrites.pad_channels import PadChannels
 from fxquant.errors import CompileError
 from fxquant.to_integer.invariants import check_integer_graph
-from passes import Pass, PassError, PassRecord, Pipeline, copy_sharing_tensors
+from passes import Pass, PassError, PassRecord, Pipeline
+from passes.infra.pipeline import State
 
 __all__ = ["PASSES", "FoldChannelShuffle", "MergeBranches", "PadChannels", "rewrite"]
 
@@ -34,14 +35,14 @@ def rewrite(
     own result changes nothing. The passes run in a pipeline, which verifies each on `example`:
     raises CompileError naming the one that broke its contract.
     """
-    rewritten = copy_sharing_tensors(integer)
     merge = MergeBranches(_MOST_CHANNELS, _MOST_PRODUCTS[_vectors()])
     steps = (merge, FoldChannelShuffle(), PadChannels())
     try:
-        records = Pipeline(steps, invariant=check_integer_graph).run(rewritten, example)
+        pipeline = Pipeline(steps, invariant=check_integer_graph)
+        state, records = pipeline.go_on(State.copied(integer, example))
     except PassError as error:
         raise CompileError(f"integer graph for x86: {error}") from error
-    return rewritten, tuple(records)
+    return state.graph_module, tuple(records)
 
 
 def _vectors() -> str:
