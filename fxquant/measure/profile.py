@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.backends.native.executor import Segment, propagate
+from fxquant.backends.native.executor import CompiledSegment, propagate
 from fxquant.backends.native.library import thread_count
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.native.steps import Pointer, Step
@@ -181,7 +181,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(graph_module)
         self.extra_traceback = False
         self.costs: dict[tuple[str, str], _Cost] = {}
-        self.segments: list[Segment] = []
+        self.segments: list[CompiledSegment] = []
 
     def run_node(self, n: fx.Node) -> Any:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
@@ -217,7 +217,11 @@ class _Recorder(fx.Interpreter):
         return outputs
 
     def _describe(
-        self, part: str, graph_module: fx.GraphModule, segment: Segment, inputs: Sequence[Any]
+        self,
+        part: str,
+        graph_module: fx.GraphModule,
+        segment: CompiledSegment,
+        inputs: Sequence[Any],
     ) -> None:
         """What does not change from call to call."""
         batches = segment.batches(inputs)

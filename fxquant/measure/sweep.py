@@ -24,7 +24,7 @@ from fxquant.errors import CalibrationError, FxquantError, RecipeError, nearest
 from fxquant.measure.benchmark import Machine, benchmark
 from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.measure.studies import COLUMNS, STUDIES, Setting
-from fxquant.measure.sweep_rows import FinishedRows, Row, digest
+from fxquant.measure.sweep_rows import FinishedRows, SweepRow, digest
 from fxquant.measure.tables import table
 from fxquant.metrics import Batch, labels_of
 from fxquant.qat.finetune import finetune
@@ -41,7 +41,7 @@ class Sweep:
     study: str
     recipe: str
     target: str
-    rows: tuple[Row, ...]
+    rows: tuple[SweepRow, ...]
     machine: Machine
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def sweep(
     image = _first_image(evaluation)
     failed: list[FxquantError] = []
 
-    def measure(setting: Setting) -> Row:
+    def measure(setting: Setting) -> SweepRow:
         images = max(1, round(total * setting.calibration_share))
         taken = _FirstImages(batches, images)
         try:
@@ -134,7 +134,7 @@ def sweep(
                     batches if training is None else training,
                     {"epochs": epochs, "device": device, **setting.finetune},
                 )
-            return Row(
+            return SweepRow(
                 setting.name,
                 setting.changes,
                 images,
@@ -144,14 +144,14 @@ def sweep(
             )
         except FxquantError as error:
             failed.append(error)
-            return Row(setting.name, setting.changes, images, None, None, None, str(error))
+            return SweepRow(setting.name, setting.changes, images, None, None, None, str(error))
 
     done = FinishedRows(
         None if checkpoint is None else Path(checkpoint),
         digest(model, (batches, evaluation), study, recipe, target, total, epochs),
     )
     share = Share.of_this_process()
-    own: dict[int, Row] = {}
+    own: dict[int, SweepRow] = {}
     with computing_alone():
         if (float_row := done.get("float")) is None:
             float_row = _float_row(model, evaluation, logits, image)
@@ -205,11 +205,11 @@ def _finetuned(
 
 def _float_row(
     model: nn.Module, evaluation: Iterable[Batch], logits: Sequence[Tensor], image: Tensor
-) -> Row:
+) -> SweepRow:
     replayed = iter(logits)
     reached = evaluate(lambda _: next(replayed), evaluation)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return Row("float", {}, 0, reached, size, _latency(model, image))
+    return SweepRow("float", {}, 0, reached, size, _latency(model, image))
 
 
 def _latency(model: Callable[[Tensor], Any], image: Tensor) -> float:

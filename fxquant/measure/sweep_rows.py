@@ -17,11 +17,11 @@ from fxquant.measure.evaluate import Evaluation
 from fxquant.measure.tables import decibels, percent
 from fxquant.metrics import Batch
 
-__all__ = ["FinishedRows", "Row", "digest"]
+__all__ = ["FinishedRows", "SweepRow", "digest"]
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """What one setting reached.
 
     Attributes:
@@ -81,7 +81,7 @@ class FinishedRows:
     def __init__(self, folder: Path | None, mark: str) -> None:
         self.folder, self.mark = folder, mark
 
-    def get(self, name: str) -> Row | None:
+    def get(self, name: str) -> SweepRow | None:
         """The row of a setting, if it is done.
 
         Raises:
@@ -93,7 +93,7 @@ class FinishedRows:
             kept = json.loads(path.read_text())
             mark, fields = kept["digest"], kept["row"]
             evaluation = fields["evaluation"] and _evaluation(fields["evaluation"])
-            row = Row(**{**fields, "evaluation": evaluation})
+            row = SweepRow(**{**fields, "evaluation": evaluation})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"{path} cannot be read as a row of a sweep ({error}): remove it, and it is "
@@ -106,7 +106,7 @@ class FinishedRows:
             )
         return row
 
-    def add(self, row: Row) -> None:
+    def add(self, row: SweepRow) -> None:
         """Keep a row. One that failed is not kept: its cause may be gone next time."""
         if self.folder is None or row.error:
             return

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.reconstruct.subgraph import Part, trainable_layers
+from fxquant.reconstruct.subgraph import Subgraph, trainable_layers
 from fxquant.simulate.quantizers import (
     ActivationQuantizer,
     AffineQuantizer,
@@ -34,7 +34,7 @@ class BlockInTraining:
     """
 
     def __init__(
-        self, part: Part, steps: Collection[str], drop: float, device: torch.device
+        self, part: Subgraph, steps: Collection[str], drop: float, device: torch.device
     ) -> None:
         self.module = on_device(part.module, device)
         self.inputs = part.inputs

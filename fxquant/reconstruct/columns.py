@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fxquant.spec import QParams
 
-__all__ = ["Columns", "Grid", "round_columns"]
+__all__ = ["ColumnGrid", "Columns", "round_columns"]
 
 _ROWS_A_COLUMN = 8  # inputs for each column of the Hessian: more change nothing, and cost time
 _FEWEST_ROWS = 4096
@@ -32,7 +32,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Grid:
+class ColumnGrid:
     """The codes of a weight ``[groups, rows, columns]``; the tensors are ``[groups, rows, 1]``."""
 
     scale: Tensor
@@ -53,7 +53,7 @@ class Grid:
 def round_columns(
     weight: Tensor,
     hessian: Tensor,
-    grid: Grid,
+    grid: ColumnGrid,
     *,
     damping: float = 0.01,
     block_size: int = 128,
@@ -89,7 +89,7 @@ def round_columns(
     return codes, float(torch.minimum(before, after).sum()) / total if total > 0 else 1.0
 
 
-def _feed_back(weight: Tensor, factor: Tensor, grid: Grid, block_size: int) -> Tensor:
+def _feed_back(weight: Tensor, factor: Tensor, grid: ColumnGrid, block_size: int) -> Tensor:
     weight = weight.clone()
     codes = torch.empty_like(weight)
     columns = weight.shape[2]
@@ -160,7 +160,7 @@ class Columns:
         )
         if self.linear:
             scale, zero = (each.expand(self.groups, -1, -1) for each in (scale, zero))
-        self.grid = Grid(scale, zero, qparams.qmin, qparams.qmax)
+        self.grid = ColumnGrid(scale, zero, qparams.qmin, qparams.qmax)
 
     def split(self, weight: Tensor) -> Tensor:
         """The weight, float32 ``[groups, rows, columns]``."""

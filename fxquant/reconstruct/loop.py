@@ -19,8 +19,8 @@ from fxquant.reconstruct.memory import give_back_memory, reused_memory
 from fxquant.reconstruct.method import Goal, Method, find_method, granularity
 from fxquant.reconstruct.objectives import channel_dim, is_token_block
 from fxquant.reconstruct.subgraph import (
-    Part,
-    Step,
+    BlockStep,
+    Subgraph,
     cut,
     has_depthwise,
     macs_of,
@@ -200,7 +200,7 @@ class _Run:
             later = self.steps[index + 1 :]
             self._advance(step, {name for other in later for name in other.inputs})
 
-    def _advance(self, step: Step, read_later: set[str]) -> None:
+    def _advance(self, step: BlockStep, read_later: set[str]) -> None:
         values = self.values
         target = cut(self.fused, step.output, self.boundary)
         values.floats[step.output] = values.compute(target, values.floats, step.output)
@@ -217,7 +217,7 @@ class _Run:
         values.keep(read_later)
         give_back_memory()
 
-    def _reconstruct(self, step: Step, name: str, target: Part) -> None:
+    def _reconstruct(self, step: BlockStep, name: str, target: Subgraph) -> None:
         values, settings = self.values, self.settings
         part = cut(self.simulated, step.output, self.boundary)
         own = [path for path in _quantizers(part) if path not in self.seen]
@@ -262,7 +262,7 @@ class _Run:
         )
         self.done.add(name, codes, scales, note, write=values.share.rank == 0)
 
-    def _rest(self, step: Step) -> Part | None:
+    def _rest(self, step: BlockStep) -> Subgraph | None:
         """What follows a block in the float network, where its prediction is asked for."""
         if not self.sees_prediction or self.output is None or step.output == self.output:
             return None
@@ -286,7 +286,7 @@ class _Run:
         )
 
 
-def _quantizers(part: Part) -> list[str]:
+def _quantizers(part: Subgraph) -> list[str]:
     """Paths of the activation quantizers of a part that can be learned."""
     paths = [str(node.target) for node in part.module.graph.nodes if node.op == "call_module"]
     return [path for path in dict.fromkeys(paths) if can_learn(part.module.get_submodule(path))]

@@ -15,7 +15,7 @@ from fxquant.recipe import METHODS, ReconstructionRecipe, learned_methods
 from fxquant.reconstruct.caches import Rows
 from fxquant.reconstruct.objectives import block_error
 from fxquant.reconstruct.schedule import resolve
-from fxquant.reconstruct.subgraph import Part
+from fxquant.reconstruct.subgraph import Subgraph
 from fxquant.reconstruct.values import Values
 
 __all__ = ["PAPERS", "Goal", "Method", "Objective", "find_method", "granularity"]
@@ -60,7 +60,7 @@ class Goal:
     target: Rows
     channels: int
     weights: Rows | Tensor | None = None
-    rest: Part | None = None
+    rest: Subgraph | None = None
 
     def error(self, y: Tensor, rows: Tensor) -> Tensor:
         """The squared error of the block's output; an `Objective`."""
@@ -122,7 +122,7 @@ class Method:
         return []
 
     def targets(
-        self, values: Values, target: Part, output: str
+        self, values: Values, target: Subgraph, output: str
     ) -> tuple[dict[str, Rows], Rows, list[Rows]]:
         """The float values and the target of a block, and what was cached for them alone."""
         return dict(values.floats), values.floats[output], []

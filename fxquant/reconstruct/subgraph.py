@@ -18,8 +18,8 @@ from passes.infra.meta import copy_meta
 from passes.infra.walk import reached
 
 __all__ = [
-    "Part",
-    "Step",
+    "BlockStep",
+    "Subgraph",
     "cut",
     "has_depthwise",
     "macs_of",
@@ -36,14 +36,14 @@ _COPIES = 7
 
 
 @dataclass(frozen=True)
-class Part:
+class Subgraph:
     """A piece of a graph that computes one value from others: `module(*inputs)`."""
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
 
 
-def cut(root: fx.GraphModule, output: str, boundary: Collection[str]) -> Part:
+def cut(root: fx.GraphModule, output: str, boundary: Collection[str]) -> Subgraph:
     """What computes the value of node `output` from the values of `boundary`.
 
     The modules are shared with `root`. Nodes between, such as quantizers, come along; constants
@@ -80,7 +80,7 @@ def cut(root: fx.GraphModule, output: str, boundary: Collection[str]) -> Part:
         else:
             copies[node] = graph.node_copy(node, lambda source: copies[source])
     graph.output(copies[nodes[output]])
-    return Part(fx.GraphModule(root, graph), tuple(node.name for node in placeholders))
+    return Subgraph(fx.GraphModule(root, graph), tuple(node.name for node in placeholders))
 
 
 def network_output(root: fx.GraphModule) -> str | None:
@@ -93,7 +93,7 @@ def network_output(root: fx.GraphModule) -> str | None:
 
 
 @dataclass(frozen=True)
-class Step:
+class BlockStep:
     """One value to compute of every image; `block` names what is reconstructed to make it."""
 
     output: str
@@ -103,7 +103,7 @@ class Step:
 
 def order_steps(
     fused: fx.GraphModule, blocks: Sequence[Any], trained: Collection[str], *, end: bool
-) -> list[Step]:
+) -> list[BlockStep]:
     """The values to cache, in execution order: what blocks read, and what they make.
 
     `blocks` have a name, inputs and an output; those named in `trained` are reconstructed, the
@@ -131,7 +131,7 @@ def order_steps(
     for name in sorted(inputs, key=lambda name: position[name], reverse=True):
         if name in made or name in needed or name == last:
             needed |= set(inputs[name])
-            steps.append(Step(name, inputs[name], made.get(name)))
+            steps.append(BlockStep(name, inputs[name], made.get(name)))
     return steps[::-1]
 
 

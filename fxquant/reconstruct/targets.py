@@ -11,14 +11,14 @@ from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Rows
 from fxquant.reconstruct.distribution import Correction, NormStatistics, correct_inputs
 from fxquant.reconstruct.objectives import average_fisher, scaled_fisher, squared_gradient
-from fxquant.reconstruct.subgraph import Part
+from fxquant.reconstruct.subgraph import Subgraph
 from fxquant.reconstruct.values import CHUNK, Values
 
 __all__ = ["corrected_values", "fisher_weights"]
 
 
 def fisher_weights(
-    values: Values, part: Part, rest: Part, output: str, *, average: bool
+    values: Values, part: Subgraph, rest: Subgraph, output: str, *, average: bool
 ) -> Rows | Tensor:
     """Weights of a block's squared errors: one for each value of every image, or on average.
 
@@ -58,7 +58,7 @@ def fisher_weights(
 
 def corrected_values(
     values: Values,
-    target: Part,
+    target: Subgraph,
     output: str,
     statistics: Mapping[str, NormStatistics],
     correction: Correction,

@@ -14,7 +14,7 @@ from fxquant.reconstruct.block_in_training import on_device
 from fxquant.reconstruct.caches import Caches, Rows
 from fxquant.reconstruct.objectives import block_error
 from fxquant.reconstruct.parallel import Share
-from fxquant.reconstruct.subgraph import Part
+from fxquant.reconstruct.subgraph import Subgraph
 
 __all__ = ["CHUNK", "SAMPLE", "Values"]
 
@@ -90,11 +90,11 @@ class Values:
         # What the network is given is the same in both.
         self.sims.update(self.floats)
 
-    def keep_logits(self, network: Part, name: str) -> None:
+    def keep_logits(self, network: Subgraph, name: str) -> None:
         """Cache the float network's output."""
         self.logits = self.compute(network, self.floats, name)
 
-    def compute(self, part: Part, sources: Mapping[str, Rows], name: str) -> Rows:
+    def compute(self, part: Subgraph, sources: Mapping[str, Rows], name: str) -> Rows:
         """A part's value of every image that this process holds."""
         module = on_device(part.module, self.device)
         made: Rows | None = None
@@ -108,7 +108,7 @@ class Values:
         assert made is not None
         return made
 
-    def error(self, part: Part, output: str, channels: int) -> float:
+    def error(self, part: Subgraph, output: str, channels: int) -> float:
         """The mean error of a part of the simulated graph on the first images."""
         module = on_device(part.module, self.device)
         count = self.sample()

@@ -15,12 +15,12 @@ from fxquant.backends.native.arena import Arena
 from fxquant.backends.native.build import build, stored
 from fxquant.backends.native.library import Program
 from fxquant.backends.native.lowerings import LOWERINGS
-from fxquant.backends.native.planner import Plan, Planner
+from fxquant.backends.native.planner import Planner, ProgramPlan
 from fxquant.backends.native.program import to_bytes
 from fxquant.backends.native.schedule import place_buffers, set_barriers
 from fxquant.backends.native.unit import unit_text
 
-__all__ = ["PlannedProgram", "Segment", "compile_segment", "plan_program", "propagate"]
+__all__ = ["CompiledSegment", "PlannedProgram", "compile_segment", "plan_program", "propagate"]
 
 _PLANNED_BATCH = 2
 
@@ -62,11 +62,11 @@ def _is_scaled(one: Any, more: Any, low: int, high: int) -> bool:
 
 
 @dataclass(eq=False)
-class Segment:
+class CompiledSegment:
     """A native program: `batch` samples are planned; None where the plan is for one shape alone."""
 
     program: Program
-    plan: Plan
+    plan: ProgramPlan
     arena: int
     total: int
 
@@ -107,7 +107,7 @@ class Segment:
 class PlannedProgram:
     """A plan with its memory, the C++ unit of its kernels, and the file that the unit runs."""
 
-    plan: Plan
+    plan: ProgramPlan
     arena: Arena
     unit: str
     data: bytes
@@ -115,23 +115,23 @@ class PlannedProgram:
 
 def plan_program(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> PlannedProgram:
     """All of a native program but what the C++ compiler does."""
-    plan = make_plan(graph_module, inputs)
+    plan = program_plan(graph_module, inputs)
     arena = place_buffers(plan)
     set_barriers(plan)
     unit = unit_text(step.kernel for step in plan.steps)
     return PlannedProgram(plan, arena, unit, to_bytes(plan, arena))
 
 
-def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Segment:
+def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> CompiledSegment:
     """Plan, build and load a graph whose output is a tuple of tensors."""
     planned = plan_program(graph_module, inputs)
     library = build(planned.unit)
     program = stored(f"{hashlib.sha256(planned.data).hexdigest()[:40]}.bin", planned.data)
     arena = planned.arena
-    return Segment(Program(library, program), planned.plan, arena.size, arena.total)
+    return CompiledSegment(Program(library, program), planned.plan, arena.size, arena.total)
 
 
-def make_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Plan:
+def program_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> ProgramPlan:
     """For any batch where dimension 0 counts samples everywhere, else for these shapes alone."""
     batched = _planned_for_any_batch(graph_module, inputs)
     if batched is not None:

@@ -18,7 +18,7 @@ from fxquant.kernels.calls import operator_arguments
 
 OPS: Any = torch.ops.fxquant
 
-__all__ = ["Lower", "Plan", "Planner", "Port", "UnsupportedError"]
+__all__ = ["Lower", "Planner", "Port", "ProgramPlan", "UnsupportedError"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Port:
 
 
 @dataclass(eq=False)
-class Plan:
+class ProgramPlan:
     """Steps in order, the constants that they read, and what goes in and out."""
 
     steps: list[Step]
@@ -72,7 +72,7 @@ class Planner(Memory):
 
     # -- the sweep -------------------------------------------------------------------------
 
-    def plan(self) -> Plan:
+    def plan(self) -> ProgramPlan:
         """Raises UnsupportedError for a node that no native kernel computes."""
         for node in self.source.graph.nodes:
             if node.target is OPS.weighted_mean.default:
@@ -109,7 +109,7 @@ class Planner(Memory):
                 if lower is None:
                     raise UnsupportedError(node, "there is no native kernel for it")
                 self.values[node] = lower(self, node)
-        return Plan(
+        return ProgramPlan(
             self.steps,
             list(self.constants.values()),
             inputs,

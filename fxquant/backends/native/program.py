@@ -10,7 +10,7 @@ import numpy
 
 from fxquant.backends.native.arena import Arena
 from fxquant.backends.native.params import params_type
-from fxquant.backends.native.planner import Plan
+from fxquant.backends.native.planner import ProgramPlan
 from fxquant.backends.native.steps import Count, Pointer, type_number
 
 __all__ = ["to_bytes"]
@@ -27,7 +27,7 @@ _PLACES = {"arena": _TO_ARENA, "constant": _TO_CONSTANT, "input": _TO_INPUT, "ou
 _ALIGNMENT = 64
 
 
-def to_bytes(plan: Plan, arena: Arena) -> bytes:
+def to_bytes(plan: ProgramPlan, arena: Arena) -> bytes:
     """The whole file; buffers must have their places."""
     constants = _constants(plan)
     kernels = sorted({step.kernel for step in plan.steps})
@@ -74,7 +74,7 @@ def to_bytes(plan: Plan, arena: Arena) -> bytes:
     return struct.pack("<3Q", _MAGIC, _HEADER_SIZE + len(body), _checksum(checked)) + checked
 
 
-def _constants(plan: Plan) -> bytes:
+def _constants(plan: ProgramPlan) -> bytes:
     data = bytearray()
     for buffer, raw in plan.constants:
         data += bytes(-len(data) % _ALIGNMENT)
@@ -90,7 +90,7 @@ def _set(
     value: Any,
     start: int,
     relocations: list[bytes],
-    plan: Plan,
+    plan: ProgramPlan,
 ) -> None:
     if name not in known:
         raise KeyError(f"{type(block).__name__} has no field {name}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.backends.native.executor import Segment, compile_segment
+from fxquant.backends.native.executor import CompiledSegment, compile_segment
 
 __all__ = ["NativeProgram"]
 
@@ -32,7 +32,7 @@ class NativeProgram(nn.Module):
         found = self.programs.get(_key(inputs, 1)) or self.programs.get(_key(inputs, 0))
         return (found or self.prepare(inputs))(*inputs)
 
-    def prepare(self, inputs: Sequence[Any]) -> Segment:
+    def prepare(self, inputs: Sequence[Any]) -> CompiledSegment:
         """The program for inputs of these shapes: for any batch, where samples are independent."""
         with self.lock:
             found = self.programs.get(_key(inputs, 1)) or self.programs.get(_key(inputs, 0))
@@ -42,7 +42,7 @@ class NativeProgram(nn.Module):
         return found
 
     @property
-    def segments(self) -> list[Segment]:
+    def segments(self) -> list[CompiledSegment]:
         """What has been built so far."""
         return list(self.programs.values())
 
@@ -59,7 +59,7 @@ class NativeProgram(nn.Module):
         self.__dict__["lock"] = threading.Lock()
 
     graph_module: fx.GraphModule
-    programs: dict[tuple[Any, ...], Segment]
+    programs: dict[tuple[Any, ...], CompiledSegment]
     lock: threading.Lock
 
 

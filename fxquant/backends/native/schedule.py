@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxquant.backends.native.arena import Arena, Lifetime, place
-from fxquant.backends.native.planner import Plan
+from fxquant.backends.native.planner import ProgramPlan
 from fxquant.backends.native.steps import Step
 from fxquant.backends.native.values import Buffer, Value
 
@@ -13,7 +13,7 @@ __all__ = ["place_buffers", "set_barriers"]
 _SERIAL_BELOW = 3000.0
 
 
-def place_buffers(plan: Plan) -> Arena:
+def place_buffers(plan: ProgramPlan) -> Arena:
     """Give every buffer of the arena its offset, for one sample."""
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
@@ -29,7 +29,7 @@ def place_buffers(plan: Plan) -> Arena:
     )
 
 
-def set_barriers(plan: Plan) -> None:
+def set_barriers(plan: ProgramPlan) -> None:
     """Mark the steps that one thread does, and those that all threads must wait in front of.
 
     A step needs what other threads have done since the last barrier where it touches memory that

@@ -11,7 +11,7 @@ from torch import fx
 from fxquant.backends.check import TargetCheck, check_operations
 from fxquant.backends.target import Execution, LoweredGraph
 from fxquant.backends.x86.executor import Executor
-from fxquant.backends.x86.lower import lower_to_kernels
+from fxquant.backends.x86.operator_table import lower_to_kernels
 from fxquant.backends.x86.rewrites import PASSES, rewrite
 from fxquant.backends.x86.saturation import weight_refusal
 from fxquant.simulate.weight_fit import WeightRefusal

@@ -24,7 +24,7 @@ from fxquant.reconstruct.distribution import (
 )
 from fxquant.reconstruct.method import PAPERS, Goal, Method, Objective
 from fxquant.reconstruct.objectives import prediction_error, run_rest
-from fxquant.reconstruct.subgraph import Part
+from fxquant.reconstruct.subgraph import Subgraph
 from fxquant.reconstruct.targets import corrected_values
 from fxquant.reconstruct.values import Values
 
@@ -76,7 +76,7 @@ class PDQuant(Method):
         ]
 
     def targets(
-        self, values: Values, target: Part, output: str
+        self, values: Values, target: Subgraph, output: str
     ) -> tuple[dict[str, Rows], Rows, list[Rows]]:
         """Of inputs whose distribution is corrected."""
         if not self.statistics:

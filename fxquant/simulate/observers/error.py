@@ -31,7 +31,7 @@ class Samples(Protocol):
         """
 
 
-class Values:
+class RawValues:
     """The values themselves, float32 ``[C, N]``."""
 
     def __init__(self, rows: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxquant.simulate.observers.base import Observer
-from fxquant.simulate.observers.error import Counts, Samples, Values, range_error
+from fxquant.simulate.observers.error import Counts, RawValues, Samples, range_error
 from fxquant.simulate.observers.histogram import Histogram
 from fxquant.simulate.observers.tails import both_tails, is_one_dimensional, tail_bounds
 from fxquant.spec import QuantSpec
@@ -110,7 +110,7 @@ class HistogramObserver(Observer):
             return
         for part, rows in self.weights():
             long = rows.shape[1] > self.bins
-            yield part, Counts(self._count(rows, part)) if long else Values(rows)
+            yield part, Counts(self._count(rows, part)) if long else RawValues(rows)
 
     def _count(self, rows: Tensor, part: slice) -> Histogram:
         low, high = self.seen()
@@ -219,7 +219,7 @@ def _search_line(
 def _scatter(samples: Samples) -> Tensor:
     # Few values, as in a depthwise kernel, can be met almost exactly by the right scale, often one
     # a little wider than their range: at 8 bits 3 dB for 9 values, 0.4 dB for 147.
-    count = _SCATTER // samples.rows.shape[1] if isinstance(samples, Values) else 0
+    count = _SCATTER // samples.rows.shape[1] if isinstance(samples, RawValues) else 0
     return torch.linspace(0.1, -0.1, min(count, 512), dtype=torch.float64)
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from fxquant.reconstruct.block_in_training import BlockInTraining
-from fxquant.reconstruct.subgraph import Part, cut
+from fxquant.reconstruct.subgraph import Subgraph, cut
 from passes.blocks.partition import partition_blocks
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
 
 CPU = torch.device("cpu")
 
 
-def residual(found: Graphs) -> Part:
+def residual(found: Graphs) -> Subgraph:
     block = partition_blocks(found.fused, "block")[1]
     return cut(found.simulated, block.output, set(block.inputs))
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import CalibrationError
 from fxquant.reconstruct import columns
-from fxquant.reconstruct.columns import Columns, Grid, round_columns
+from fxquant.reconstruct.columns import ColumnGrid, Columns, round_columns
 from fxquant.reconstruct.gptq import gptq
 from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from fxquant.spec import QParams
@@ -21,10 +21,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def grid_of(weight: Tensor, bits: int = 3) -> Grid:
+def grid_of(weight: Tensor, bits: int = 3) -> ColumnGrid:
     top = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(2, keepdim=True) / top
-    return Grid(scale, torch.zeros_like(scale), -top, top)
+    return ColumnGrid(scale, torch.zeros_like(scale), -top, top)
 
 
 def qparams_of(weight: Tensor, bits: int = 3, *, affine: bool = False) -> QParams:
@@ -49,7 +49,7 @@ def hessian_of(x: Tensor) -> Tensor:
     return torch.bmm(x, x.transpose(1, 2))
 
 
-def output_error(weight: Tensor, codes: Tensor, grid: Grid, x: Tensor) -> float:
+def output_error(weight: Tensor, codes: Tensor, grid: ColumnGrid, x: Tensor) -> float:
     return float(torch.bmm(weight - grid.values(codes), x).square().sum())
 
 
@@ -122,8 +122,8 @@ def test_agrees_with_optimal_brain_surgeon_step_by_step(block_size: int) -> None
             assert torch.equal(codes[0, r], expected[r])
 
 
-def _row(grid: Grid, r: int) -> Grid:
-    return Grid(grid.scale[:, r : r + 1], grid.zero_point[:, r : r + 1], grid.qmin, grid.qmax)
+def _row(grid: ColumnGrid, r: int) -> ColumnGrid:
+    return ColumnGrid(grid.scale[:, r : r + 1], grid.zero_point[:, r : r + 1], grid.qmin, grid.qmax)
 
 
 def test_groups_are_rounded_each_by_itself() -> None:
@@ -131,7 +131,7 @@ def test_groups_are_rounded_each_by_itself() -> None:
     grid = grid_of(weight)
     together, _ = round_columns(weight, hessian, grid)
     for g in range(3):
-        alone = Grid(grid.scale[g : g + 1], grid.zero_point[g : g + 1], grid.qmin, grid.qmax)
+        alone = ColumnGrid(grid.scale[g : g + 1], grid.zero_point[g : g + 1], grid.qmin, grid.qmax)
         codes, _ = round_columns(weight[g : g + 1], hessian[g : g + 1], alone)
         assert torch.equal(codes[0], together[g])
 

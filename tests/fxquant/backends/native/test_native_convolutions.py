@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.backends.native.executor import Segment, compile_segment
+from fxquant.backends.native.executor import CompiledSegment, compile_segment
 from tests.fxquant.backends.native.kernels import instruction_sets
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -91,7 +91,11 @@ def at_any_address(draw: random.Random, shape: Sequence[int]) -> tuple[Tensor, T
 
 
 def run_at_any_address(
-    draw: random.Random, segment: Segment, batch: int, inputs: Sequence[Tensor], shape: torch.Size
+    draw: random.Random,
+    segment: CompiledSegment,
+    batch: int,
+    inputs: Sequence[Tensor],
+    shape: torch.Size,
 ) -> Tensor:
     """The output, of which nothing but itself may be written."""
     y, memory = at_any_address(draw, shape)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxquant.simulate.observers.error import Counts, Values, range_error
+from fxquant.simulate.observers.error import Counts, RawValues, range_error
 from fxquant.simulate.observers.histogram import Histogram
 from fxquant.simulate.observers.ranges import qparams_from_range
 from fxquant.spec import QuantSpec
@@ -29,7 +29,7 @@ def test_error_of_values_is_that_of_the_quantizer(spec: QuantSpec, p: float) -> 
     x = torch.randn(3, 500)
     low = torch.tensor([[-1.0, -3.0]]).expand(3, -1).double()
     high = torch.tensor([[2.0, 3.5]]).expand(3, -1).double()
-    error = range_error(Values(x), spec, low, high, p)
+    error = range_error(RawValues(x), spec, low, high, p)
     for column in range(2):
         parameters = qparams_from_range(spec, low[:1, column], high[:1, column])
         # Clipping is judged by the codes that the range was fitted to.
@@ -65,7 +65,7 @@ def test_counts_agree_with_values(spec: QuantSpec) -> None:
     fractions = torch.tensor([[0.2, 0.5, 1.0]]).double()
     low, high = x.double().amin(1, keepdim=True), x.double().amax(1, keepdim=True)
     from_counts = range_error(counts_of(x), spec, low * fractions, high * fractions, 2.0)
-    from_values = range_error(Values(x), spec, low * fractions, high * fractions, 2.0)
+    from_values = range_error(RawValues(x), spec, low * fractions, high * fractions, 2.0)
     torch.testing.assert_close(from_counts, from_values, rtol=0.01, atol=0)
 
 
@@ -74,7 +74,7 @@ def test_many_candidates_equal_one_at_a_time() -> None:
     x = torch.randn(3, 40_000)
     spec = QuantSpec(bits=4)
     bounds = torch.linspace(0.5, 4, 7).double().expand(3, -1)
-    for samples in (Values(x), counts_of(x)):
+    for samples in (RawValues(x), counts_of(x)):
         together = range_error(samples, spec, -bounds, bounds, 2.0)
         for k in range(7):
             part = bounds[:, k : k + 1]
