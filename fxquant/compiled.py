@@ -23,7 +23,7 @@ from fxquant.export.onnx import OnnxOptions, export_onnx
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
-from fxquant.report.summary import quantizer_rows
+from fxquant.report.summary import quantizer_rows, refusals
 from fxquant.to_integer import to_checked_integer
 from passes import PassError
 
@@ -270,6 +270,7 @@ def lower_compiled(
         target=target,
         layers=report.layers and report.layers.on(stages, target, exact=chosen.tolerance == 0),
         target_passes=lowered.records,
+        target_declines=refusals({}, lowered.records),
         target_notes=(*why, *lowered.notes),
         # The reference has none: it is its own measure.
         target_check=lowered.check.summary() if lowered.check else {},

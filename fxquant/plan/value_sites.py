@@ -22,6 +22,7 @@ from passes import (
     softmax_numerators,
     tensor_info,
 )
+from passes.infra.walk import reached
 
 __all__ = ["Decisions", "ValuePlanner", "ValueSite"]
 
@@ -171,16 +172,15 @@ class ValuePlanner:
 
         The most bits, where there are several.
         """
-        asked = []
-        for user in node.users:
-            if not self.decided.integer(user):
-                continue
-            if user in self.decided.weights:
-                asked.append(self.ask.explicit_input(user))
-            elif self.decided.kinds[user] in (Kind.MOVE, Kind.SELECT):
-                asked.append(self._asked(user))
-        found = [spec for spec in asked if spec is not None]
-        return max(found, key=lambda spec: spec.bits, default=None)
+        readers = (user for moved in reached([node], self._moved) for user in moved.users)
+        layers = [u for u in readers if u in self.decided.weights and self.decided.integer(u)]
+        asked = [spec for layer in layers if (spec := self.ask.explicit_input(layer))]
+        return max(asked, key=lambda spec: spec.bits, default=None)
+
+    def _moved(self, node: fx.Node) -> list[fx.Node]:
+        """The readers of a value that move or select it."""
+        kinds = (Kind.MOVE, Kind.SELECT)
+        return [u for u in node.users if self.decided.integer(u) and self.decided.kinds[u] in kinds]
 
     def spec(self, node: fx.Node) -> QuantSpec | None:
         """A consumer's explicit `inputs` override wins over what the producer says."""

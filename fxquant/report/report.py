@@ -52,6 +52,7 @@ class Report:
     quantizers: tuple[QuantizerRow, ...] = ()
     declines: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    target_declines: tuple[Refusal, ...] = ()
     target_notes: tuple[str, ...] = ()
     float_size_bytes: int = 0
     size_bytes: int = 0
@@ -88,6 +89,7 @@ class Report:
             "coverage": [asdict(row) for row in self.coverage],
             "quantizers": [asdict(row) for row in self.quantizers],
             "declines": [asdict(row) for row in self.declines],
+            "target_declines": [asdict(row) for row in self.target_declines],
             "notes": list(self.notes),
             "target_notes": list(self.target_notes),
             "float_size_bytes": self.float_size_bytes,
@@ -120,6 +122,7 @@ class Report:
             coverage=tuple(CoverageRow(**row) for row in data["coverage"]),
             quantizers=tuple(QuantizerRow(**row) for row in data["quantizers"]),
             declines=tuple(Refusal(**row) for row in data["declines"]),
+            target_declines=tuple(Refusal(**row) for row in data.get("target_declines", ())),
             notes=tuple(data["notes"]),
             target_notes=tuple(data["target_notes"]),
             float_size_bytes=data["float_size_bytes"],
@@ -188,22 +191,24 @@ class Report:
         return f"{self.int8_share:.2%} of {macs} multiply-accumulates"
 
     def _passes(self) -> str:
+        records = (*self.passes, *self.target_passes)
         rows = [
             (
                 record.name,
                 f"{record.milliseconds:.0f}",
-                f"+{record.created} -{record.erased}" if record.modified else "no change",
+                f"+{record.created} -{record.erased}" if record.created or record.erased else "",
                 len(record.changes) or "",
                 record.verified,
                 len(record.declines) or "",
             )
-            for record in (*self.passes, *self.target_passes)
+            for record in records
+            if record.modified or record.declines
         ]
-        return (
-            tabulate(rows, ("pass", "ms", "nodes", "layers", "verified", "declined"))
-            if rows
-            else ""
-        )
+        shown = {row[0] for row in rows}
+        rest = dict.fromkeys(record.name for record in records if record.name not in shown)
+        table = tabulate(rows, ("pass", "ms", "nodes", "layers", "verified", "declined"))
+        unchanged = f"without a change: {', '.join(rest)}" if rest else ""
+        return "\n".join(part for part in (table if rows else "", unchanged) if part)
 
     def _coverage(self) -> str:
         total = max(1, self.macs)
@@ -259,17 +264,15 @@ class Report:
         return "\n".join(lines)
 
     def _declines(self) -> str:
-        if not self.declines:
-            return ""
         groups: dict[tuple[str, str], list[Refusal]] = {}
-        for decline in self.declines:
+        for decline in (*self.declines, *self.target_declines):
             groups.setdefault((decline.by, decline.reason), []).append(decline)
         rows = []
         for (by, reason), members in groups.items():
             places = [member.path or member.node for member in members]
             shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if places[3:] else "")
             rows.append((by, reason, shown))
-        return "declined:\n" + tabulate(rows, ("by", "reason", "where"))
+        return "declined:\n" + tabulate(rows, ("by", "reason", "where")) if rows else ""
 
     def _check(self) -> str:
         if not self.target_check:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
@@ -63,14 +62,6 @@ class LearnedStep(nn.Module):
         grid = self.source.qparams.to("cpu")
         scale = self.scale.detach().cpu().clone()
         return QParams(scale, grid.zero_point, grid.qmin, grid.qmax, grid.dtype)
-
-    def give_back(self) -> ActivationQuantizer:
-        """A frozen ActivationQuantizer with the learned scale."""
-        made = copy.copy(self.source)
-        for name in ("_parameters", "_buffers", "_modules"):
-            setattr(made, name, dict(getattr(self.source, name)))
-        made._qparams = self.learned_qparams()
-        return made
 
 
 def can_learn(quantizer: object) -> bool:

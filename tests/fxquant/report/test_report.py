@@ -63,6 +63,27 @@ def test_declines_are_printed_with_their_place() -> None:
     assert "declined:" in str(report)
 
 
+def test_what_the_passes_of_a_target_decline_is_printed() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return torch.add(self.last(F.channel_shuffle(y, 2)), y)
+
+    model = module(forward, first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    report = compiled(model).report
+    assert {row.by for row in report.target_declines} == {"fold_channel_shuffle"}
+    assert "is no convolution of all channels" in str(report)
+    assert Report.from_json(report.to_json()).target_declines == report.target_declines
+
+
+def test_passes_that_changed_nothing_share_a_line() -> None:
+    printed = str(compiled().report)
+    (line,) = (line for line in printed.splitlines() if line.startswith("without a change: "))
+    assert "defer_softmax_division" in line
+    rows = [line.split()[0] for line in printed.splitlines() if line]
+    assert "fuse_conv_bn_relu" in rows
+    assert "defer_softmax_division" not in rows
+
+
 def test_the_check_of_the_target_is_printed() -> None:
     report = compiled().report
     assert report.target_check["largest_difference"] <= 1

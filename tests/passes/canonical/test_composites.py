@@ -31,9 +31,36 @@ def test_recognizes_channel_shuffle() -> None:
     )
 
 
-def test_leaves_what_only_resembles_a_channel_shuffle() -> None:
-    found = canonical(lambda x: x.view(2, 2, 2, 6, 6).transpose(2, 3).reshape(2, 4, 6, 6))
-    assert "channel_shuffle" not in found.operations
+@pytest.mark.parametrize(
+    "shuffle",
+    [
+        lambda x: x.view(2, 2, 2, 6, 6).permute(0, 2, 1, 3, 4).reshape(2, 4, 6, 6),
+        lambda x: x.view(2, 2, 2, 6, 6).transpose(2, 1).flatten(1, 2),
+    ],
+)
+def test_recognizes_other_spellings_of_channel_shuffle(shuffle: Any) -> None:
+    assert canonical(shuffle).operations == {"channel_shuffle": 1}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.view(2, 2, 2, 6, 6).transpose(2, 3).reshape(2, 4, 6, 6),
+        lambda x: x.view(2, 2, 2, 6, 6).permute(0, 2, 1, 4, 3).reshape(2, 4, 6, 6),
+        lambda x: x.view(2, 2, 12, 2, 3).transpose(1, 2).reshape(2, 4, 6, 6),
+        lambda x: x.view(2, 2, 2, 6, 6).transpose(1, 2).reshape(2, 6, 4, 6),
+    ],
+)
+def test_leaves_what_only_resembles_a_channel_shuffle(function: Any) -> None:
+    assert "channel_shuffle" not in canonical(function).operations
+
+
+def test_leaves_a_channel_shuffle_whose_halves_are_read() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.view(2, 2, 2, 6, 6).transpose(1, 2)
+        return y.reshape(2, 4, 6, 6), y
+
+    assert "channel_shuffle" not in canonical(function).operations
 
 
 @pytest.mark.parametrize(
@@ -49,5 +76,24 @@ def test_recognizes_gates(spelled: Any, operation: str) -> None:
     assert canonical(spelled).operations == {operation: 1}
 
 
-def test_leaves_gates_of_other_values() -> None:
-    assert "silu" not in canonical(lambda x: x * torch.sigmoid(x + 1)).operations
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.sigmoid(x + 1),
+        lambda x: F.relu6(x + 2) / 6,
+        lambda x: F.relu6(x + 3) / 5,
+        lambda x: F.relu6(torch.add(x, 3, alpha=2)) / 6,
+        lambda x: (x + 1) * F.relu6(x + 3) / 6,
+    ],
+)
+def test_leaves_gates_of_other_values(function: Any) -> None:
+    found = canonical(function).operations
+    assert not {"silu", "hardsigmoid", "hardswish"} & found.keys()
+
+
+def test_a_gate_that_is_read_twice_is_computed_anyway() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        gate = torch.sigmoid(x)
+        return x * gate, gate
+
+    assert canonical(function).operations == {"sigmoid": 1, "mul": 1}
