@@ -17,7 +17,7 @@ from fxquant.measure.evaluate import Change, Evaluation
 from fxquant.measure.node_times import node_times
 from fxquant.measure.sensitivity import Sensitivity
 from fxquant.measure.sweep import Sweep
-from fxquant.measure.sweep_rows import Row
+from fxquant.measure.sweep_rows import SweepRow
 from fxquant.measure.tables import decibels, percent
 from fxquant.report.html.page import Markup, Section, table, write_page
 from fxquant.report.html.plot import Plot
@@ -219,7 +219,7 @@ def _chart(
     return plot.render()
 
 
-def _scatter(name: str, points: Sequence[tuple[float, Row]]) -> str:
+def _scatter(name: str, points: Sequence[tuple[float, SweepRow]]) -> str:
     found = [row.evaluation for _, row in points]
     labelled = all(each is not None and each.top1 is not None for each in found)
     reached = [_reached(row, labelled) for _, row in points]
@@ -247,14 +247,14 @@ def _scatter(name: str, points: Sequence[tuple[float, Row]]) -> str:
     return plot.render()
 
 
-def _reached(row: Row, labelled: bool) -> float:
+def _reached(row: SweepRow, labelled: bool) -> float:
     assert row.evaluation is not None
     if labelled:
         return 100 * (row.evaluation.top1 or 0.0)
     return math.inf if row.evaluation.sqnr_db is None else row.evaluation.sqnr_db
 
 
-def _bits(row: Row) -> float | None:
+def _bits(row: SweepRow) -> float | None:
     if row.name == "float":
         return 32.0
     bits = row.changes.get("weights.bits")
