@@ -23,7 +23,7 @@ from fxquant.measure.pages import (
     write_sweep,
 )
 from fxquant.measure.sweep import Sweep
-from fxquant.measure.sweep_rows import Row
+from fxquant.measure.sweep_rows import SweepRow
 from tests.fxquant.report.test_html import Page
 from tests.fxquant.small_networks import Residual, compiled, images
 
@@ -112,15 +112,15 @@ def test_a_sensitivity_page_has_a_chart_a_measure_and_a_dot_an_effect(tmp_path: 
 
 
 def test_a_sweep_page_draws_accuracy_against_bits_size_and_latency(tmp_path: Path) -> None:
-    def row(name: str, bits: int, top1: float, size: int, latency: float) -> Row:
+    def row(name: str, bits: int, top1: float, size: int, latency: float) -> SweepRow:
         reached = Evaluation(10, top1, 1.0, 1.0, 1.0, 20.0, Evaluation(10, 0.8, 1.0, 1.0))
-        return Row(name, {"weights.bits": bits}, 5, reached, size, latency)
+        return SweepRow(name, {"weights.bits": bits}, 5, reached, size, latency)
 
     rows = (
-        Row("float", {}, 0, Evaluation(10, 0.8, 1.0, 1.0), 4000, 3.0),
+        SweepRow("float", {}, 0, Evaluation(10, 0.8, 1.0, 1.0), 4000, 3.0),
         row("W8", 8, 0.79, 1000, 1.0),
         row("W4", 4, 0.7, 500, 1.1),
-        Row("W2", {"weights.bits": 2}, 5, None, None, None, "no such <bits>"),
+        SweepRow("W2", {"weights.bits": 2}, 5, None, None, None, "no such <bits>"),
     )
     found = Sweep("some", "w8a8", "x86", rows, Machine.here())
     write_sweep(found, tmp_path / "s.html", "Residual")
@@ -134,6 +134,8 @@ def test_a_sweep_page_draws_accuracy_against_bits_size_and_latency(tmp_path: Pat
 
 def test_one_size_makes_no_chart_of_sizes(tmp_path: Path) -> None:
     reached = Evaluation(10, 0.8, 1.0, 1.0)
-    rows = tuple(Row(name, {}, 0, reached, 4000, latency) for name, latency in (("a", 1), ("b", 2)))
+    rows = tuple(
+        SweepRow(name, {}, 0, reached, 4000, latency) for name, latency in (("a", 1), ("b", 2))
+    )
     write_sweep(Sweep("s", "r", "x86", rows, Machine.here()), tmp_path / "s.html", "m")
     assert "size of the weights" not in (tmp_path / "s.html").read_text()
