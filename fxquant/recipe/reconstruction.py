@@ -73,6 +73,11 @@ class ReconstructionRecipe(Table):
     damping: Number = key(
         0.01, "of GPTQ's Hessian, as a share of its mean diagonal.", low=0, high=10
     )
+    precision: Literal["auto", "float32"] = key(
+        "auto",
+        "of the convolutions of a block in training; auto: bfloat16 where the CPU multiplies it "
+        "(AVX-512 BF16, AMX).",
+    )
     memory_gib: Number = key(
         4.0,
         "what the process may hold. Cached values have what the process and the training of a "

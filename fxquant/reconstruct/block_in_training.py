@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.reconstruct.convolutions import has_fast_bfloat16, use_bfloat16
 from fxquant.reconstruct.subgraph import Subgraph, trainable_layers
 from fxquant.simulate.quantizers import (
     ActivationQuantizer,
@@ -19,6 +20,7 @@ from fxquant.simulate.quantizers import (
 )
 from fxquant.simulate.quantizers.learned_rounding import LearnedRounding
 from fxquant.simulate.quantizers.learned_step import LearnedStep, can_learn
+from fxquant.simulate.quantizers.straight_through import memory_format
 
 __all__ = ["BlockInTraining", "on_device"]
 
@@ -31,12 +33,21 @@ class BlockInTraining:
         steps: paths of the activation quantizers whose steps may be learned.
         drop: probability that an activation stays float in training (QDrop).
         device: where it computes.
+        bfloat16: whether its convolutions may multiply in bfloat16.
     """
 
     def __init__(
-        self, part: Subgraph, steps: Collection[str], drop: float, device: torch.device
+        self,
+        part: Subgraph,
+        steps: Collection[str],
+        drop: float,
+        device: torch.device,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         self.module = on_device(part.module, device)
+        if bfloat16 and has_fast_bfloat16(device):
+            use_bfloat16(self.module)
         self.inputs = part.inputs
         self.roundings: dict[str, LearnedRounding] = {}
         self.steps: dict[str, LearnedStep] = {}
@@ -115,8 +126,28 @@ class _Drop(nn.Module):
         # Drawn for the whole batch, so that every process drops what one process would.
         rows = quantized.shape[0] // max(1, len(self.positions))
         shape = (self.batch, rows, *quantized.shape[1:])
-        mask = _random_bytes(shape, self.generator)[self.positions] <= self.threshold - 1
-        return torch.where(mask.view(quantized.shape), value, quantized)
+        drawn = _random_bytes(shape, self.generator)[self.positions].view(quantized.shape)
+        return cast(Tensor, _Mix.apply(quantized, value, drawn > self.threshold - 1))
+
+
+class _Mix(torch.autograd.Function):
+    """The quantized value where `keep` is true, else the float one; gradients go the same way.
+
+    `torch.where` with its gradients takes eight times as long on a CPU. Multiplying by 0 and 1 is
+    as exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, quantized: Tensor, value: Tensor, keep: Tensor) -> Tensor:
+        share = keep.to(quantized.dtype, memory_format=memory_format(quantized))
+        ctx.save_for_backward(share)
+        return torch.lerp(value, quantized, share)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        kept = gradient * ctx.saved_tensors[0]
+        return kept, gradient - kept if ctx.needs_input_grad[1] else None, None
 
 
 def _random_bytes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -133,7 +133,7 @@ class Caches:
         size = math.prod(shape) * like.element_size()
         if size <= self._free:
             self._free -= size
-            return Rows(_pages(size).view(like.dtype).view(shape), rows)
+            return Rows(_laid_out(_pages(size).view(like.dtype), shape), rows)
         return self._on_disk(shape, like.dtype, rows)
 
     def trim(self, rows: Rows, images: int) -> None:
@@ -169,10 +169,18 @@ class Caches:
                 f"{path.parent} ({error.strerror}): set TMPDIR to a larger disk, raise "
                 "reconstruction.memory_gib or use fewer reconstruction.images"
             ) from error
-        mapped = np.memmap(path, dtype=kind, mode="r+", shape=tuple(shape))
-        made = Rows(torch.from_numpy(mapped), rows, mapped)
+        mapped = np.memmap(path, dtype=kind, mode="r+", shape=(math.prod(shape),))
+        made = Rows(_laid_out(torch.from_numpy(mapped), shape), rows, mapped)
         self._files[id(made)] = path
         return made
+
+
+def _laid_out(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor over `values`; images have their channels last, as convolutions want them."""
+    if len(shape) != 4:
+        return values.view(*shape)
+    count, channels, height, width = shape
+    return values.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _pages(size: int) -> Tensor:

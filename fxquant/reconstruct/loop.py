@@ -222,7 +222,11 @@ class _Run:
         part = cut(self.simulated, step.output, self.boundary)
         own = [path for path in _quantizers(part) if path not in self.seen]
         block = BlockInTraining(
-            part, own if settings.steps != "none" else [], settings.drop, values.device
+            part,
+            own if settings.steps != "none" else [],
+            settings.drop,
+            values.device,
+            bfloat16=settings.precision == "auto",
         )
         example = values.floats[step.output].take(slice(0, 1))
         channels = channel_dim(target.module, example.dim())

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["straight_through"]
+__all__ = ["memory_format", "straight_through"]
 
 # A large tensor is taken in slices that stay in a core's cache: each of the half a dozen
 # operations on it would else read and write all of it in main memory.
@@ -47,7 +47,7 @@ class _StraightThrough(torch.autograd.Function):
         low, high = ctx.bounds
         wants_step = ctx.needs_input_grad[1]
         if _sliced(x, step):
-            gradient = gradients[0].contiguous()
+            gradient = gradients[0].contiguous(memory_format=memory_format(x))
             to_x, to_step = _backward_in_slices(x, step, low, high, gradient, wants_step)
         else:
             to_x, to_step = _backward(x, step, low, high, gradients[0], wants_step)
@@ -57,8 +57,9 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _sliced(x: Tensor, step: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-    return plain and step.numel() == 1 and x.numel() > _SLICE
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    dense = x.is_contiguous(memory_format=memory_format(x))
+    return plain and dense and step.numel() == 1 and x.numel() > _SLICE
 
 
 def _rounded(x: Tensor, step: Tensor, low: Any, high: Any) -> Tensor:
@@ -106,5 +107,15 @@ def _backward_in_slices(
     return to_x, total.reshape(step.shape) if wants_step else None
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last where the values lie so and not otherwise."""
+    last = torch.channels_last
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
 def _slices(x: Tensor) -> Sequence[Tensor]:
-    return torch.split(x.view(-1), _SLICE)
+    """Parts of a dense tensor's values, as they lie in memory."""
+    lies = x if memory_format(x) is torch.contiguous_format else x.permute(0, 2, 3, 1)
+    return torch.split(lies.view(-1), _SLICE)

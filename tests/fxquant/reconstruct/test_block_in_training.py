@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxquant.reconstruct.block_in_training import BlockInTraining
+from fxquant.reconstruct.block_in_training import BlockInTraining, _Mix
 from fxquant.reconstruct.subgraph import Subgraph, cut
 from passes.blocks.partition import partition_blocks
 from tests.fxquant.reconstruct.graphs import Graphs, graphs
@@ -73,3 +73,16 @@ def test_the_graph_it_is_made_from_stays_as_it_is() -> None:
         before = part.module(x)
         BlockInTraining(part, ["quantizers.stem"], 0.5, CPU).harden()
         assert torch.equal(part.module(x), before)
+
+
+def test_what_is_dropped_is_chosen_exactly_and_so_are_its_gradients() -> None:
+    quantized, value = (torch.randn(4, 3, 5, 5, requires_grad=True) for _ in range(2))
+    keep, gradient = torch.rand(4, 3, 5, 5) > 0.5, torch.randn(4, 3, 5, 5)
+    found = _Mix.apply(quantized, value, keep)
+    wanted = torch.where(keep, quantized, value)
+    assert torch.equal(found, wanted)
+    for mixed in (found, wanted):
+        quantized.grad = value.grad = None
+        mixed.backward(gradient)
+        assert torch.equal(quantized.grad, gradient * keep)
+        assert torch.equal(value.grad, gradient * ~keep)

@@ -55,3 +55,18 @@ def test_slices_give_what_the_whole_gives(
     assert torch.equal(whole[1], sliced[1])
     assert len(whole) == len(sliced) == 2 + wants_step
     torch.testing.assert_close(whole[-1], sliced[-1])
+
+
+def test_channels_last_values_are_rounded_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLICE", 64)
+    x, gradient = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6)
+    step = torch.tensor([0.1])
+    made = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        value = x.contiguous(memory_format=form).detach().requires_grad_()
+        y = straight_through(value, step, -4, 3)
+        y.backward(gradient)
+        assert value.grad is not None
+        assert y.is_contiguous(memory_format=form)
+        made.append((y.detach(), value.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
