@@ -11,15 +11,17 @@ import numpy
 from fxquant.backends.native.arena import Arena
 from fxquant.backends.native.params import params_type
 from fxquant.backends.native.planner import ProgramPlan
+from fxquant.backends.native.schedule import split_batch
 from fxquant.backends.native.steps import Count, Pointer, type_number
 
 __all__ = ["to_bytes"]
 
-_MAGIC = 0x31544E5158465E
-_HEADER_SIZE = 17 * 8
+_MAGIC = 0x32544E5158465E
+_HEADER_SIZE = 20 * 8
 _STEP = struct.Struct("<IIQ")
 _RELOCATION = struct.Struct("<IIQqq")
 _PORT = struct.Struct("<iiq8q")
+_CARRIED = struct.Struct("<QQ")
 _SERIAL, _BARRIER = 1, 2
 _WHOLE_BATCH = 1
 _TO_ARENA, _TO_CONSTANT, _TO_INPUT, _TO_OUTPUT, _COUNT_64, _COUNT_32 = range(6)
@@ -48,11 +50,22 @@ def to_bytes(plan: ProgramPlan, arena: Arena) -> bytes:
     names = b"".join(kernel.encode() + b"\0" for kernel in kernels)
     body = bytearray()
     offsets = []
-    for part in (b"".join(steps), bytes(params), b"".join(relocations), names, ports, constants):
+    split = split_batch(plan)
+    carried = b"".join(_CARRIED.pack(b.offset, b.size // (plan.batch or 1)) for b in split.carried)
+    parts = (
+        b"".join(steps),
+        bytes(params),
+        b"".join(relocations),
+        names,
+        ports,
+        carried,
+        constants,
+    )
+    for part in parts:
         body += bytes(-(len(body) + _HEADER_SIZE) % _ALIGNMENT)
         offsets.append(len(body) + _HEADER_SIZE)
         body += part
-    at_steps, at_params, at_relocations, at_names, at_ports, at_constants = offsets
+    at_steps, at_params, at_relocations, at_names, at_ports, at_carried, at_constants = offsets
     whole_batch = _WHOLE_BATCH if plan.whole_batch or plan.batch is None else 0
     header = (
         at_steps,
@@ -69,8 +82,11 @@ def to_bytes(plan: ProgramPlan, arena: Arena) -> bytes:
         at_constants,
         arena.size,
         whole_batch,
+        split.at,
+        at_carried,
+        len(split.carried),
     )
-    checked = struct.pack("<14Q", *header) + bytes(body)
+    checked = struct.pack("<17Q", *header) + bytes(body)
     return struct.pack("<3Q", _MAGIC, _HEADER_SIZE + len(body), _checksum(checked)) + checked
 
 

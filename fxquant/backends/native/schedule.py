@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fxquant.backends.native.arena import Arena, Lifetime, place
 from fxquant.backends.native.planner import ProgramPlan
-from fxquant.backends.native.steps import Step
+from fxquant.backends.native.steps import Pointer, Step
 from fxquant.backends.native.values import Buffer, Value
 
-__all__ = ["place_buffers", "set_barriers"]
+__all__ = ["Split", "place_buffers", "set_barriers", "split_batch"]
 
 # Below this much work, in estimated nanoseconds, waking and waiting cost more than they gain.
 _SERIAL_BELOW = 3000.0
@@ -15,6 +17,16 @@ _SERIAL_BELOW = 3000.0
 
 def place_buffers(plan: ProgramPlan) -> Arena:
     """Give every buffer of the arena its offset, for one sample."""
+    first, last = _lifetimes(plan)
+    samples = plan.batch or 1
+    return place(
+        Lifetime(buffer, -(-buffer.size // samples), first[buffer], last[buffer])
+        for buffer in first
+    )
+
+
+def _lifetimes(plan: ProgramPlan) -> tuple[dict[Buffer, int], dict[Buffer, int]]:
+    """The first and the last step that touch each buffer of the arena."""
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
     for index, step in enumerate(plan.steps):
@@ -22,11 +34,47 @@ def place_buffers(plan: ProgramPlan) -> Arena:
             if value.buffer.place == "arena":
                 first.setdefault(value.buffer, index)
                 last[value.buffer] = index
-    samples = plan.batch or 1
-    return place(
-        Lifetime(buffer, -(-buffer.size // samples), first[buffer], last[buffer])
-        for buffer in first
-    )
+    return first, last
+
+
+@dataclass(frozen=True)
+class Split:
+    """The steps before `at` run sample by sample; `carried` are the buffers that live on."""
+
+    at: int
+    carried: tuple[Buffer, ...]
+
+
+def split_batch(plan: ProgramPlan) -> Split:
+    """How far a thread takes its samples one by one, so that their values stay in its cache.
+
+    Sample by sample a step reads its constants again and again, all samples at once it moves
+    values that no cache holds: the split is where the bytes of both are fewest.
+    """
+    if plan.batch is None or plan.whole_batch:
+        return Split(0, ())
+    first, last = _lifetimes(plan)
+    if any(buffer.size % plan.batch for buffer in first):
+        return Split(0, ())
+    constants = [_constant_bytes(step) for step in plan.steps]
+    values = [_value_bytes(step) // plan.batch for step in plan.steps]
+    costs = [
+        sum(constants[:at])
+        + sum(values[at:])
+        + sum(2 * b.size // plan.batch for b in first if first[b] < at <= last[b])
+        for at in range(len(plan.steps) + 1)
+    ]
+    best = costs.index(min(costs))
+    return Split(best, tuple(b for b in first if first[b] < best <= last[b]))
+
+
+def _constant_bytes(step: Step) -> int:
+    buffers = [field.buffer for field in step.fields.values() if isinstance(field, Pointer)]
+    return sum(buffer.size for buffer in buffers if buffer.place == "constant")
+
+
+def _value_bytes(step: Step) -> int:
+    return sum(v.tensor.numel() * v.dtype.itemsize for v in (*step.reads, *step.writes))
 
 
 def set_barriers(plan: ProgramPlan) -> None:

@@ -63,7 +63,7 @@ static const Kernel KERNELS[] = {FXQUANT_KERNELS(FXQUANT_ENTRY){nullptr, 0, null
 
 // -- the file --------------------------------------------------------------------------------
 
-static const uint64_t MAGIC = 0x31544e5158465eULL;
+static const uint64_t MAGIC = 0x32544e5158465eULL;
 
 struct Header {
     uint64_t magic;
@@ -83,6 +83,9 @@ struct Header {
     uint64_t constants;
     uint64_t arena_size;  // bytes a sample
     uint64_t flags;       // 1: samples depend on each other, so that a batch stays whole
+    uint64_t split;       // steps before it run sample by sample where a thread has several
+    uint64_t carried;
+    uint64_t carried_count;
 };
 
 enum StepFlags : uint32_t { SERIAL = 1, BARRIER = 2 };
@@ -109,6 +112,12 @@ struct Relocation {
     uint64_t field;  // offset into the parameters
     int64_t base;
     int64_t each;
+};
+
+// What a step before the split writes and one behind it reads: place and bytes of one sample.
+struct Carried {
+    uint64_t offset;
+    uint64_t size;
 };
 
 struct Port {
@@ -296,8 +305,14 @@ struct Lane {
         if (needed > arena_size) {
             std::free(arena);
             arena_size = 0;
-            arena = static_cast<unsigned char*>(std::aligned_alloc(4096, (needed + 4095) & ~4095ULL));
+            // Large pages: the values of a batch are in more small ones than a processor knows of.
+            const uint64_t page = needed < LARGE_PAGE ? 4096 : LARGE_PAGE;
+            const uint64_t room = (needed + page - 1) & ~(page - 1);
+            arena = static_cast<unsigned char*>(std::aligned_alloc(page, room));
             if (!arena) return false;
+#if defined(MADV_HUGEPAGE)
+            if (page == LARGE_PAGE) madvise(arena, room, MADV_HUGEPAGE);
+#endif
             arena_size = needed;
             std::memset(arena, 0, needed);
         }
@@ -325,6 +340,7 @@ struct Lane {
         }
         return true;
     }
+    static const uint64_t LARGE_PAGE = 1 << 21;
     // Kernels may read a little before the first value and behind the last one.
     static const uint64_t ARENA_MARGIN = 1024;
 
@@ -343,6 +359,12 @@ struct Lane {
         }
     }
 
+    // A value of the arena, of one of this lane's samples.
+    unsigned char* carried(const Carried& value, int64_t sample) {
+        return arena + ARENA_MARGIN + value.offset * static_cast<uint64_t>(batch) +
+               value.size * static_cast<uint64_t>(sample);
+    }
+
     void step(const Model& model, uint64_t index, int part, int parts) {
         const Step& step = model.steps()[index];
         const int64_t count = items[index];
@@ -355,6 +377,7 @@ struct Lane {
 struct Context {
     std::shared_ptr<Model> model;
     std::vector<std::unique_ptr<Lane>> lanes;
+    std::vector<std::unique_ptr<Lane>> singles;  // of one sample each, for the steps before the split
     std::vector<int64_t> nanoseconds;  // of each step of the last profiled run
     std::string error;
 
@@ -364,7 +387,7 @@ struct Context {
         if (batch < 0) return fail("the batch is negative");
         if (batch == 0) return 0;
         if (threads < 1) threads = 1;
-        const bool apart = threads > 1 && batch >= threads && !(header.flags & 1) && !profile;
+        const bool apart = batch >= threads && !(header.flags & 1) && !profile;
         const int64_t count = apart ? threads : 1;
         while (static_cast<int64_t>(lanes.size()) < count) lanes.emplace_back(new Lane);
         for (int64_t lane = 0; lane < count; ++lane) {
@@ -374,9 +397,21 @@ struct Context {
             lanes[lane]->connect(*model, first, inputs, outputs);
         }
         if (apart) {
+            while (static_cast<int64_t>(singles.size()) < count) singles.emplace_back(new Lane);
+            for (int64_t lane = 0; lane < count; ++lane)
+                if (takes_singly(*lanes[lane]) && !singles[lane]->prepare(*model, 1))
+                    return fail("out of memory");
             // A thread for some whole samples each: nobody waits for anybody before the end.
             with_threads(threads, [&](int thread, Team&) {
-                for (uint64_t i = 0; i < header.step_count; ++i) lanes[thread]->step(*model, i, 0, 1);
+                Lane& lane = *lanes[thread];
+                uint64_t i = 0;
+                if (takes_singly(lane)) {
+                    const int64_t first = batch * thread / count;
+                    for (int64_t n = 0; n < lane.batch; ++n)
+                        run_first(*singles[thread], lane, first, n, inputs, outputs);
+                    i = header.split;
+                }
+                for (; i < header.step_count; ++i) lane.step(*model, i, 0, 1);
             });
             return 0;
         }
@@ -406,6 +441,20 @@ struct Context {
                         .count();
         });
         return 0;
+    }
+
+    bool takes_singly(const Lane& lane) const { return lane.batch > 1 && model->header->split > 0; }
+
+    // The steps before the split for sample `n` of a lane, whose samples start at `first`.
+    void run_first(Lane& single, Lane& lane, int64_t first, int64_t n, const void* const* inputs,
+                   void* const* outputs) {
+        const Header& header = *model->header;
+        single.connect(*model, first + n, inputs, outputs);
+        for (uint64_t i = 0; i < header.split; ++i) single.step(*model, i, 0, 1);
+        const Carried* carried = model->at<Carried>(header.carried);
+        for (uint64_t i = 0; i < header.carried_count; ++i)
+            std::memcpy(lane.carried(carried[i], n), single.carried(carried[i], 0),
+                        carried[i].size);
     }
 
     int fail(const char* text) {

@@ -16,7 +16,7 @@ from fxquant.backends.native.program import to_bytes
 from fxquant.errors import TargetError
 
 pytestmark = pytest.mark.usefixtures("native")
-HEADER = 17 * 8
+HEADER = 20 * 8
 
 
 @pytest.fixture

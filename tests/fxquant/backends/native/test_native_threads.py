@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.backends.native.schedule import split_batch
 from fxquant.compiled import CompiledModel
 from fxquant.errors import TargetError
 from tests.fxquant.backends.native.kernels import instruction_sets
@@ -90,3 +91,27 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
         compiled(Residual(), target="native")
     monkeypatch.delenv("FXQUANT_ISA")
     assert compiled(Residual(), target="native")(images()).shape[0] == len(images())
+
+
+def test_samples_are_taken_one_by_one_while_values_outweigh_the_weights() -> None:
+    large, _ = wide()
+    heavy = nn.Sequential(nn.Flatten(), nn.Linear(48, 300), nn.ReLU(), nn.Linear(300, 10))
+    small = compiled(heavy, images(3, 4), target="native")
+    assert _split(large) > 0
+    assert _split(small) == 0
+
+
+def _split(q: CompiledModel) -> int:
+    (program,) = q.stages["native"].children()
+    (segment,) = program.segments  # type: ignore[union-attr]
+    return split_batch(segment.plan).at
+
+
+def test_a_thread_with_several_samples_gives_the_reference_s_integers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, x = wide()
+    expected = q.to_target("reference")(x)
+    monkeypatch.setenv("FXQUANT_NUM_THREADS", "2")
+    for batch in (4, 5, 2, 3):
+        assert torch.equal(q(x[:batch]), expected[:batch])
