@@ -98,7 +98,7 @@ def test_samples_are_taken_one_by_one_while_values_outweigh_the_weights() -> Non
     heavy = nn.Sequential(nn.Flatten(), nn.Linear(48, 300), nn.ReLU(), nn.Linear(300, 10)).eval()
     small = compiled(heavy, calibration=images(size=4), target="native")
     assert _split(large) > 0
-    assert _split(small) == 0
+    assert _split(small) < 2
 
 
 def _split(q: CompiledModel) -> int:
