@@ -24,7 +24,7 @@ from fxquant.export.onnx.validate import has_openvino, validate
 __all__ = ["write_onnx"]
 
 _SAMPLES = 2
-_BYTES = (torch.uint8, torch.int8)
+_WIDE = (torch.int16, torch.int32, torch.int64)
 
 
 def write_onnx(
@@ -66,7 +66,8 @@ def _check_8_bits(integer: fx.GraphModule, shapes: Shapes) -> None:
     """Raise TargetError for integers that OpenVINO does not keep."""
     for node in integer.graph.nodes:
         found = shapes.values[node.name]
-        if "grid" in node.meta and isinstance(found, Shape) and found.dtype not in _BYTES:
+        ours = str(node.target).startswith("fxquant.")
+        if ours and isinstance(found, Shape) and found.dtype in _WIDE:
             raise TargetError(
                 f"OpenVINO drops quantizers of 16 bits and narrows int64, without a word, and "
                 f"{node.name} is {found.dtype}: take a recipe of 8 bits with float multipliers"

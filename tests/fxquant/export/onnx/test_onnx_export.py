@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.compiled import CompiledModel
 from fxquant.errors import InputError, TargetError
-from fxquant.export.onnx import layers
+from fxquant.export.onnx import export, layers, validate
 
 
 class Residual(nn.Module):
@@ -122,3 +122,58 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(TargetError, match=r"onnxruntime.*pip install 'fxquant\[onnx\]'"):
         compiled.export_onnx(tmp_path / "m.onnx")
+
+
+def test_a_file_for_openvino_is_compared_in_it(compiled: CompiledModel, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    report = compiled.export_onnx(tmp_path / "m.onnx", for_="openvino")
+    (check,) = [c for c in report.checks if (c.runtime, c.run) == ("OpenVINO", "lock-step")]
+    assert check.values > 0
+    assert check.largest <= 1
+
+
+def test_without_openvino_its_file_says_that_nothing_was_compared_in_it(
+    compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (export, validate):
+        monkeypatch.setattr(module, "has_openvino", lambda: False)
+    report = compiled.export_onnx(tmp_path / "m.onnx", for_="openvino")
+    assert "nothing was compared in it" in str(report)
+
+
+def test_integers_that_openvino_narrows_are_refused(tmp_path: Path) -> None:
+    recipe = fxquant.Recipe.named("w8a8").replace({"requantization": "dyadic"})
+    batches = [torch.randn(2, 3, 8, 8)]
+    q = fxquant.compile(Residual().eval(), recipe, calibration=batches, target="reference")
+    with pytest.raises(TargetError, match="take a recipe of 8 bits"):
+        q.export_onnx(tmp_path / "m.onnx", for_="openvino")
+    path = tmp_path / "m.onnx"
+    q.export_onnx(path, form="qoperator", exact=True)
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(run(path, x), q(x))
+
+
+class FixedBatch(Residual):
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv1(image).relu()
+        return self.head(x.reshape(2, 512)) + self.head(self.conv2(x).reshape(2, 512))
+
+
+def test_a_batch_that_is_written_into_the_network_stays_fixed(tmp_path: Path) -> None:
+    batches = [torch.randn(2, 3, 8, 8)]
+    q = fxquant.compile(FixedBatch().eval(), "w8a8", calibration=batches, target="reference")
+    report = q.export_onnx(tmp_path / "m.onnx", exact=True)
+    assert "it is fixed" in str(report)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(run(tmp_path / "m.onnx", x), q(x))
+
+
+def test_weights_of_7_bits_leave_room_for_two_products_in_16(tmp_path: Path) -> None:
+    recipe = fxquant.Recipe.named("w8a8_onnx").replace({"weights.bits": 7})
+    batches = [torch.randn(2, 3, 8, 8)]
+    q = fxquant.compile(Residual().eval(), recipe, calibration=batches, target="reference")
+    q.export_onnx(tmp_path / "m.onnx", form="qoperator")
+    model = ir.load(tmp_path / "m.onnx")
+    weights = [v.const_value.numpy() for v in model.graph.initializers.values() if len(v.shape) > 1]
+    assert weights
+    assert all(2 * 255 * int(abs(weight.astype(int)).max()) < 2**15 for weight in weights)
