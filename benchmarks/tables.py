@@ -3,8 +3,8 @@
     python -m benchmarks.tables [--check]
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. `TABLES` says what is
-in each: a cell is the row of a recipe in the newest result file that has it for a network.
-`--check` writes nothing and fails where a page and its files differ.
+in each; every figure is one of the newest result file that has it. `--check` writes nothing and
+fails where a page and its files differ.
 """
 
 from __future__ import annotations
@@ -14,53 +14,165 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from benchmarks import low_bit
+from benchmarks import deployment, low_bit
 from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/low_bit.md")
+PAGES = ("README.md", "docs/low_bit.md", "docs/native.md", "docs/transformers.md")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows by columns of recipes, as ``(title, network, recipes)``; "" leaves a cell empty."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
-
-    def text(self, measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-        """The table as Markdown: top-1 in percent and the logits' SQNR in dB."""
-        lines = [
-            [title, *(_cell(measured, network, recipe) for recipe in recipes)]
-            for title, network, recipes in self.rows
-        ]
-        return tabulate(lines, headers=["", *self.columns], tablefmt="github")
-
+NAMES = {
+    "mobilenet_v2": "MobileNetV2",
+    "squeezenet1_1": "SqueezeNet 1.1",
+    "resnet18_10": "ResNet-18, Imagenette",
+    "shufflenet_v2_10": "ShuffleNetV2 1.0, Imagenette",
+    "cifar_resnet20": "ResNet-20, CIFAR-10",
+    "cifar_resnet56": "ResNet-56, CIFAR-10",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "shufflenet_v2_x1_0": "ShuffleNetV2 1.0",
+    "mobilenet_v3_large": "MobileNetV3-L",
+    "efficientnet_b0": "EfficientNet-B0",
+    "regnet_y_400mf": "RegNetY-400MF",
+}
+"""What readers call a network."""
 
 _RESNET20 = ("w4a32", "w4a8", "w4a4_head_stem8", "w2a4_head_stem8")
-TABLES = {
-    "resnet20": Table(
-        ("W4A32", "W4A8", "W4A4", "W2A4"),
-        (
-            ("nearest", "cifar_resnet20", _RESNET20),
-            ("GPTQ", "cifar_resnet20", tuple(f"{name}_gptq" for name in _RESNET20)),
-        ),
-    ),
+_TRANSFORMERS = ("vit_w8a8", "vit_w8a8_integer", "vit_w4a8_integer")
+
+
+def newest(kind: str) -> Any:
+    """The results of the newest file of a kind. Raises FileNotFoundError where there is none."""
+    found = sorted(path for path in FOLDER.glob("*.json") if path.stem[11:] == kind)
+    if not found:
+        raise FileNotFoundError(f"no file of {kind} in {FOLDER}")
+    return json.loads(found[-1].read_text())["results"]
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
+    rule = ["---", *["--:" for _ in headers[1:]]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
+
+
+def resnet20() -> str:
+    """ResNet-20 below 8 bits: top-1 in percent and the logits' SQNR in dB."""
+    measured = rows_of_files()
+    rows = []
+    for title, ending in (("nearest", ""), ("GPTQ", "_gptq")):
+        found = [measured["cifar_resnet20", f"{name}{ending}"] for name in _RESNET20]
+        rows.append([title, *(f"{_points(row['top1'])}, {row['sqnr_db']:.1f}" for row in found)])
+    return markdown(("", "W4A32", "W4A8", "W4A4", "W2A4"), rows)
+
+
+def accuracy() -> str:
+    """Networks with real weights in 8 bits."""
+    rows = [
+        [
+            NAMES[row["network"]],
+            *_reached(row),
+            f"{row['int8_share']:.0%}",
+            f"{row['size_mb']:.2f}",
+        ]
+        for row in newest("accuracy-w8a8")
+    ]
+    headers = ("float top-1", "top-1", "agreement", "SQNR", "MACs in int8", "MB")
+    return markdown(("network", *headers), rows)
+
+
+def transformers() -> str:
+    """ViT-Tiny with the recipes of transformers."""
+    rows = []
+    for recipe in _TRANSFORMERS:
+        (row,) = newest(f"accuracy-{recipe}")
+        figures = (f"{row['int8_share']:.0%}", f"{row['size_mb']:.2f}")
+        steps = str(row["x86_largest_difference"])
+        agrees = f"{row['x86_agrees_with_reference']:.0%}"
+        rows.append([f"`{recipe}`", *_reached(row), *figures, steps, agrees])
+    headers = ("float top-1", "top-1", "agreement", "SQNR", "MACs in int8", "MB")
+    return markdown(("recipe", *headers, "largest step", "x86"), rows)
+
+
+def latency() -> str:
+    """Our x86 over FX graph mode and eager float."""
+    measured = newest("latency")
+    rows = []
+    for title, peer in (
+        ("time over FX graph mode, onednn engine", "fx graph mode, onednn"),
+        ("time over FX graph mode, x86 engine", "fx graph mode, x86"),
+        ("times faster than eager float", "eager float"),
+    ):
+        cells = []
+        for network in measured.values():
+            medians = {timing["name"]: timing["median_ms"] for timing in network["timings"]}
+            share = medians["fxquant x86"] / medians[peer]
+            cells.append(f"{1 / share:.1f}" if peer == "eager float" else f"{share:.2f}")
+        rows.append([title, *cells])
+    return markdown(("", *(NAMES[name] for name in measured)), rows)
+
+
+def peers() -> str:
+    """Target native over the best of OpenVINO and ONNX Runtime."""
+    measured = newest("peers-batch1-threads2")["networks"]
+    cells = [f"{row['over_best_peer']['fxquant native']:.2f}" for row in measured]
+    headers = ("", *(NAMES[row["network"]] for row in measured))
+    return markdown(headers, [["time over the best peer's", *cells]])
+
+
+def vit_latency() -> str:
+    """ViT-B/16 on x86 beside PT2E and eager float."""
+    timings = newest("vit-latency")["vit_b_16"]["timings"]
+    medians = {timing["name"]: timing["median_ms"] for timing in timings}
+    base, eager = medians["PT2E, inductor"], medians["eager float"]
+    rows = [[name, f"{ms / base:.2f}", f"{eager / ms:.1f} x"] for name, ms in medians.items()]
+    return markdown(("", "time over PT2E's", "faster than eager"), rows)
+
+
+def deployed() -> str:
+    """What an exported network takes beside ONNX Runtime and OpenVINO."""
+    text = deployment.table(newest("deployment-mobilenet_v2"))
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
+def coverage() -> str:
+    """The transformers of torchvision one by one."""
+    rows = [
+        [
+            f"`{row['network']}`",
+            f"`{row['recipe']}`",
+            f"{row['int8']:.1%}",
+            str(row["x86_largest_difference"]),
+            f"{row['sqnr_db']:.1f} dB",
+        ]
+        for row in newest("torchvision-transformers")
+    ]
+    headers = ("recipe", "MACs in int8", "largest difference, steps", "logits SQNR")
+    return markdown(("network", *headers), rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "resnet20": resnet20,
+    "accuracy": accuracy,
+    "transformers": transformers,
+    "latency": latency,
+    "peers": peers,
+    "vit_latency": vit_latency,
+    "deployed": deployed,
+    "coverage": coverage,
 }
 
 
-def _cell(measured: Mapping[tuple[str, str], Mapping[str, Any]], network: str, recipe: str) -> str:
-    if not recipe:
-        return ""
-    row = measured[network, recipe]
-    return f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}"
+def _reached(row: Mapping[str, Any]) -> list[str]:
+    tops = [_points(row["float_top1"]), _points(row["top1"])]
+    return [*tops, f"{row['agreement']:.1%}", f"{row['sqnr_db']:.1f} dB"]
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
 
 
 def rows_of_files() -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -95,11 +207,11 @@ def asked(command: str) -> tuple[str, Sequence[str]]:
     return arguments.name, arguments.recipes
 
 
-def generated(page: str, measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+def generated(page: str) -> str:
     """The text of a page with every table as the files have it."""
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]].text(measured)}\n{match[4]}"
+        return f"{match[1]}\n{TABLES[match[2]]()}\n{match[4]}"
 
     pattern = r"(<!-- table (\w+) -->)\n(.*?)(<!-- end of table -->)"
     return re.sub(pattern, table, page, flags=re.DOTALL)
@@ -109,11 +221,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    measured = rows_of_files()
     for name in PAGES:
         path = ROOT / name
         before = path.read_text()
-        after = generated(before, measured)
+        after = generated(before)
         if check and before != after:
             sys.exit(f"{name} differs from benchmarks/results: run python -m benchmarks.tables")
         if before != after:
