@@ -32,7 +32,6 @@ from torch import Tensor, nn
 import fxquant
 from benchmarks import results
 from benchmarks.names import one_of
-from benchmarks.peers import quantize_static
 from benchmarks.real import NETWORKS, RealNetwork
 from fxquant.compiled import CompiledModel
 from fxquant.export.onnx.model import build_model
@@ -43,6 +42,7 @@ from fxquant.export.onnx.shapes import find_shapes
 from fxquant.export.onnx.validate import check_integers, has_openvino, record
 from fxquant.measure.benchmark import benchmark
 from fxquant.measure.evaluate import evaluate
+from fxquant.measure.peers import quantize_static
 from fxquant.metrics import Accuracy
 
 CNNS = ("cifar_resnet20", "resnet18_10", "mobilenet_v2", "shufflenet_v2_10", "squeezenet1_1")

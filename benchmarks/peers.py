@@ -3,9 +3,9 @@
     python -m benchmarks.peers [NAME ...] [--target native] [--batch 1] [--threads 2] [--write]
 
 Random weights; medians of interleaved runs in one process. The peers are OpenVINO (int8 by NNCF's
-post-training quantization) and ONNX Runtime (QDQ, u8 × s8, per channel), from the extra
-``[peers]``; one that cannot take a network is named with its reason and left out. ``--isa
-avx512vnni`` holds our kernels, and the peers that listen to oneDNN's variable, below AMX.
+post-training quantization) and ONNX Runtime (QDQ, u8 × s8, per channel), see
+`fxquant.measure.peers`; one that cannot take a network is named with its reason and left out.
+``--isa avx512vnni`` holds our kernels, and the peers that listen to oneDNN's variable, below AMX.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ import argparse
 import math
 import os
 import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 import fxquant
 from benchmarks import results
 from fxquant.measure.benchmark import benchmark
+from fxquant.measure.peers import PEERS, peers, versions
 
 NETWORKS = (
     "resnet18",
@@ -42,6 +39,7 @@ NETWORKS = (
     "convnext_tiny",
     "vit_b_16",
 )
+DEFAULT = ("openvino", "onnxruntime")
 TRANSFORMERS = ("convnext", "vit", "swin", "maxvit")
 
 # Names of instruction sets: ours, and what oneDNN's ONEDNN_MAX_CPU_ISA calls the same.
@@ -58,108 +56,6 @@ def randomized(name: str) -> nn.Module:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
     return model
-
-
-def openvino(model: nn.Module, batches: Sequence[Tensor], threads: int) -> Callable[[Tensor], Any]:
-    """OpenVINO's CPU plugin on a network that NNCF quantized with its defaults for the kind."""
-    import nncf
-    import openvino as ov
-
-    x = batches[0]
-    converted = ov.convert_model(model, example_input=x, input=[x.shape])
-    attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
-    quantized = nncf.quantize(
-        converted,
-        nncf.Dataset([batch.numpy() for batch in batches]),
-        preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER if attention else None,
-        subset_size=len(batches),
-    )
-    compiled = ov.Core().compile_model(
-        quantized,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-        },
-    )
-    request = compiled.create_infer_request()
-    return lambda x: request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)
-
-
-def onnxruntime(
-    model: nn.Module, batches: Sequence[Tensor], threads: int
-) -> Callable[[Tensor], Any]:
-    """ONNX Runtime's CPU provider on the QDQ network of its own static quantization."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Its workers may spin while it runs, and must not while others are measured.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_static(model, batches, path)
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x.numpy()})
-
-
-def quantize_static(model: nn.Module, batches: Sequence[Tensor], path: Path) -> None:
-    """Write the QDQ network of ONNX Runtime's static quantization, u8 × s8, per channel."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-    )
-    from onnxruntime.quantization import quantize_static as quantize
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(batches)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.rest, None)
-            return None if batch is None else {"x": batch.numpy()}
-
-    # The fused attention of eval mode has no ONNX operator.
-    torch.backends.mha.set_fastpath_enabled(False)
-    with tempfile.TemporaryDirectory() as folder:
-        exported, prepared = (str(Path(folder) / f"{stage}.onnx") for stage in ("float", "ready"))
-        torch.onnx.export(
-            model, (batches[0],), exported, input_names=["x"], opset_version=17, dynamo=False
-        )
-        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
-        quantize(
-            prepared,
-            str(path),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-
-
-PEERS = {"openvino": openvino, "onnxruntime": onnxruntime}
-
-
-def peers(
-    model: nn.Module, batches: Sequence[Tensor], threads: int, names: Sequence[str]
-) -> tuple[dict[str, Callable[[Tensor], Any]], dict[str, str]]:
-    """The peers that take the network, and for the others the reason why not."""
-    found: dict[str, Callable[[Tensor], Any]] = {}
-    refused: dict[str, str] = {}
-    for name in names:
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                found[name] = PEERS[name](model, batches, threads)
-                found[name](batches[0])
-        except Exception as error:
-            refused[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return found, refused
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -206,24 +102,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return tabulate([*lines, ["geometric mean", *means, ""]], headers=headers, floatfmt=".2f")
 
 
-def versions(names: Sequence[str]) -> dict[str, str]:
-    """The peers' versions, as far as they are installed."""
-    found = {}
-    for name in (*names, "nncf"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--targets", nargs="+", default=["native", "x86"])
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--peers", nargs="*", default=DEFAULT, choices=list(PEERS))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)

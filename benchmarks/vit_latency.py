@@ -10,20 +10,16 @@ peer is left out, and a line says so. Inductor compiles C++: it needs a compiler
 from __future__ import annotations
 
 import argparse
-import copy
-import warnings
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 import fxquant
 from benchmarks import results
 from benchmarks.names import TORCHVISION, one_of
 from benchmarks.networks import vit_tiny
+from fxquant.measure.peers import peers
 
 DEFAULT = ("vit_b_16",)
 
@@ -34,49 +30,18 @@ def randomized(name: str) -> nn.Module:
     return made.eval()
 
 
-def pt2e(model: nn.Module, x: Tensor, batches: list[Tensor]) -> Callable[..., Any]:
-    """PT2E with X86InductorQuantizer's default configuration, compiled by inductor with freezing.
-
-    Raises ImportError without torchao.
-    """
-    from torch._inductor import config
-
-    steps = import_module("torchao.quantization.pt2e.quantize_pt2e")
-    x86 = import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-    exported = torch.export.export(copy.deepcopy(model), (x,)).module()
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = steps.prepare_pt2e(exported, quantizer)
-    for batch in batches:
-        prepared(batch)
-    converted = steps.convert_pt2e(prepared)
-    # Inductor finds the quantized layers, and packs their weights, while it freezes the graph.
-    compiled: Callable[..., Any] = torch.compile(converted)
-    with torch.inference_mode(), config.patch(freezing=True):
-        compiled(x)
-    return compiled
-
-
-def peers(model: nn.Module, x: Tensor, batches: list[Tensor]) -> dict[str, Callable[..., Any]]:
-    """What there is to compare with; a line for what there is not."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            return {"PT2E, inductor": pt2e(model, x, batches)}
-        except ImportError as error:
-            print(f"without PT2E: {error}", flush=True)
-    return {}
-
-
 def measure(name: str, recipe: str, threads: int, rounds: int) -> fxquant.benchmark.Benchmark:  # type: ignore[name-defined]
     model = randomized(name)
     batches = [torch.randn(1, 3, 224, 224) for _ in range(4)]
     x = batches[0]
     torch.set_num_threads(threads)
-    found = peers(model, x, batches)
+    found, refused = peers(model, batches, threads, ["pt2e"])
+    for reason in refused.values():
+        print(f"without PT2E: {reason}", flush=True)
     q = fxquant.compile(model, recipe, calibration=batches)
     return fxquant.benchmark(
-        {**found, f"fxquant {recipe}": q, "eager float": model},
+        {"PT2E, inductor" if name == "pt2e" else name: call for name, call in found.items()}
+        | {f"fxquant {recipe}": q, "eager float": model},
         x,
         threads=threads,
         rounds=rounds,

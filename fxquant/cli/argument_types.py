@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["points", "positive", "shape", "share", "size"]
+from fxquant.errors import nearest
+from fxquant.measure.peers import PEERS
+
+__all__ = ["peer_names", "points", "positive", "shape", "share", "size"]
 
 
 def positive(text: str) -> int:
@@ -13,6 +16,17 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def peer_names(text: str) -> tuple[str, ...]:
+    """Names of `PEERS`: ``openvino,pt2e``."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(
+                f"there is no peer {name!r}, there are {', '.join(PEERS)}{nearest(name, PEERS)}"
+            )
+    return names
 
 
 def size(text: str) -> float:

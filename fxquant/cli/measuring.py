@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 import fxquant
 from fxquant.cli import options
-from fxquant.cli.argument_types import positive
+from fxquant.cli.argument_types import peer_names, positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import joined
 from fxquant.cli.quickstart.run import quickstart
@@ -18,6 +20,7 @@ from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
 from fxquant.measure.evaluate import evaluate
 from fxquant.measure.pages import write_sweep
+from fxquant.measure.peers import PEERS, peers, versions
 from fxquant.measure.profile import profile
 from fxquant.measure.studies import STUDIES
 from fxquant.measure.sweep import Sweep, sweep
@@ -58,6 +61,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if the last one is not X times as fast as the first",
     )
     group.add_argument(
+        "--peers",
+        type=peer_names,
+        default=(),
+        metavar="A,B",
+        help=f"other tools' int8 beside: {', '.join(PEERS)}; they need fxquant[peers]",
+    )
+    group.add_argument(
         "--profile",
         action="store_true",
         help="also the time of each layer and what bounds it; needs --target native",
@@ -86,6 +96,8 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
             )
     candidates |= {path: options.open_onnx(path) for path in arguments.onnx}
     (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
+    found, refused = _peers(arguments)
+    candidates |= found
     profiles = {
         name: profile(candidate, images)
         for name, candidate in candidates.items()
@@ -102,8 +114,25 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
     if profiles:
         data["profiles"] = {name: found.to_json() for name, found in profiles.items()}
     text = f"{result}\ninput {list(images.shape)}"
+    if arguments.peers:
+        data |= {"peers": versions(arguments.peers), "refused": refused}
+        text = "\n".join([text, *(f"without {name}: {why}" for name, why in refused.items())])
     text = "\n\n".join([text, *(f"{name}\n{found}" for name, found in profiles.items())])
     return Outcome(text, data, _too_slow(result, arguments.min_speedup))
+
+
+def _peers(
+    arguments: argparse.Namespace,
+) -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
+    if not arguments.peers:
+        return {}, {}
+    if options.is_artifact(arguments.model):
+        raise InputError("--peers quantize a float model: name one in place of a saved file")
+    # Random images as for latency: ranges do not change how long a kernel takes.
+    images = 4 * arguments.batch
+    batches = options.random_batches(images, arguments.batch, arguments.input_shape)
+    threads = torch.get_num_threads()
+    return peers(options.open_model(arguments), batches, threads, arguments.peers)
 
 
 def _too_slow(result: Benchmark, least: float | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import fxquant
 from fxquant.cli import compiling, main
 from fxquant.cli.app import COMMANDS
 from fxquant.frontend.models import load_model
+from fxquant.measure import peers
 from fxquant.measure.studies import FUSION, STUDIES
 from fxquant.recipe import GRAMMAR, METHODS
 
@@ -255,6 +256,27 @@ def test_blocks_are_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split()[1:3] == ["1", "layer"]
     data = run_json(capsys, "blocks", MODEL, *shape, "--set", "reconstruction.granularity=model")
     assert [child["name"] for child in data["blocks"][0]["children"]] == ["conv..layer1", "fc"]
+
+
+def test_bench_times_peers_beside_ours_and_says_which_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(peers.PEERS, "openvino", lambda model, batches, threads: model)
+
+    def missing(*arguments: object) -> None:
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setitem(peers.PEERS, "onnxruntime", missing)
+    arguments = ("bench", MODEL, "--input-shape", "3,8,8", "--rounds", "1", "--calls", "1")
+    data = run_json(capsys, *arguments, "--peers", "openvino,onnxruntime", "--quiet")
+    assert [row["name"] for row in data["timings"]] == ["float", "w8a8", "openvino"]
+    assert "pip install 'fxquant[peers]'" in data["refused"]["onnxruntime"]
+
+
+def test_a_peer_of_another_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", MODEL, "--peers", "openvinno"])
+    assert "did you mean 'openvino'?" in capsys.readouterr().err
 
 
 def test_html_pages_are_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
