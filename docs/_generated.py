@@ -11,7 +11,6 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def _docstring(thing: Any) -> str:
     """A docstring as it stands: its pictures and formulas depend on their columns."""
     text = inspect.getdoc(thing)
     assert text, f"{thing} has no docstring"
-    return f'<pre class="docstring">{escape(text)}</pre>'
+    return f"```text\n{text}\n```"
 
 
 def _signature(name: str, thing: Any) -> str:

@@ -18,6 +18,7 @@ if not hasattr(passes, "InsertQuantDequant"):
 from fxquant.backends import available_targets
 from fxquant.compile import compile, load
 from fxquant.compiled import CompiledModel
+from fxquant.convert import convert
 from fxquant.errors import (
     AccuracyError,
     ArtifactError,
@@ -71,6 +72,7 @@ __all__ = [
     "compare",
     "compare_ops",
     "compile",
+    "convert",
     "evaluate",
     "finetune",
     "load",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import inspect
 import os
@@ -56,7 +55,7 @@ def test_every_pass_is_there_with_its_docstring(generated: ModuleType) -> None:
     assert {f"## {name}\n" in page for name in kinds} == {True}
     drawn = inspect.getdoc(passes.FoldBatchNorm)
     assert drawn is not None
-    assert html.escape(drawn) in page
+    assert drawn in page
 
 
 def test_every_operator_command_and_public_name_is_there(generated: ModuleType) -> None:

@@ -15,6 +15,7 @@ from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import joined
 from fxquant.cli.quickstart.run import quickstart
 from fxquant.compilation import check_device
+from fxquant.convert import DTYPES
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
@@ -61,6 +62,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if the last one is not X times as fast as the first",
     )
     group.add_argument(
+        "--convert",
+        action="append",
+        default=[],
+        choices=tuple(DTYPES),
+        help="the float model in this type beside; may be repeated",
+    )
+    group.add_argument(
         "--peers",
         type=peer_names,
         default=(),
@@ -81,8 +89,10 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
         options.open_recipe(name, arguments.set, arguments.images)
         for name in arguments.recipe or ["w8a8"]
     ]
-    candidates: dict[str, Callable[..., Any]] = {}
+    candidates: dict[str, Any] = {}
     if options.is_artifact(arguments.model):
+        if arguments.convert:
+            raise InputError("--convert takes a float model: name one in place of a saved file")
         candidates[arguments.model] = options.open_saved(arguments.model, arguments.target)
     else:
         model = candidates["float"] = options.open_model(arguments)
@@ -94,6 +104,9 @@ def run_bench(arguments: argparse.Namespace) -> Outcome:
                 target=arguments.target,
                 progress=options.shows_progress(arguments),
             )
+        for dtype in arguments.convert:
+            # Batch norms are folded there: that is the fastest float of it.
+            candidates[dtype] = fxquant.convert(candidates[recipes[0].name], dtype)
     candidates |= {path: options.open_onnx(path) for path in arguments.onnx}
     (images,) = options.random_batches(arguments.batch, arguments.batch, arguments.input_shape)
     found, refused = _peers(arguments)

@@ -273,6 +273,13 @@ def test_bench_times_peers_beside_ours_and_says_which_are_missing(
     assert "pip install 'fxquant[peers]'" in data["refused"]["onnxruntime"]
 
 
+def test_bench_times_half_the_bits_beside_int8(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("bench", MODEL, "--input-shape", "3,8,8", "--rounds", "1", "--calls", "1")
+    data = run_json(capsys, *arguments, "--convert", "bfloat16", "--convert", "float16", "--quiet")
+    names = [row["name"] for row in data["timings"]]
+    assert names == ["float", "w8a8", "bfloat16", "float16"]
+
+
 def test_a_peer_of_another_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", MODEL, "--peers", "openvinno"])
