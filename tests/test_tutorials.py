@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def test_a_tutorial_runs(
     blocks = re.findall(r"^```(python|bash)([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) > 3
     for language, info, code in blocks:
-        if "needs-native" in info and not deploys:
+        missing = {"native": not deploys, "onnx": find_spec("onnxruntime") is None}
+        if any(missing[need] for need in re.findall(r"needs-(\w+)", info)):
             continue
         if language == "bash":
             subprocess.run(["bash", "-euc", code], cwd=tmp_path, check=True)
