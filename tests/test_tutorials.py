@@ -19,28 +19,38 @@ PAGES = [DOCS / "index.md", *sorted((DOCS / "tutorials").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_tutorial_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_native: Path
-) -> None:
-    text = page.read_text()
-    if "data_root()" in text and data_root() is None:
+def test_a_tutorial_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "data_root()" in page.read_text() and data_root() is None:
         pytest.skip("the real networks and images are not here; set $FXQUANT_DATA to them")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FXQUANT_CACHE", str(shared_native))
-    deploys = not available_targets()["native"] and shutil.which("cmake") is not None
+    have = {"native": False, "onnx": find_spec("onnxruntime") is not None}
+    assert run(page, have) > 3
+
+
+@pytest.mark.slow
+def test_the_c_plus_plus_of_a_tutorial_builds_and_tests_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = available_targets()["native"] or ("" if shutil.which("cmake") else "there is no cmake")
+    if reason:
+        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path / "cache"))
+    assert run(DOCS / "tutorials" / "cnn.md", {"native": True, "onnx": False}) > 6
+    assert (tmp_path / "build" / "selftest").is_file()
+
+
+def run(page: Path, have: dict[str, bool]) -> int:
+    """Run the blocks of a page that need nothing but what is here; how many there were."""
     names: dict[str, Any] = {"__name__": page.stem}
-    blocks = re.findall(r"^```(python|bash)([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) > 3
-    for language, info, code in blocks:
-        missing = {"native": not deploys, "onnx": find_spec("onnxruntime") is None}
-        if any(missing[need] for need in re.findall(r"needs-(\w+)", info)):
+    count = 0
+    pattern = r"^```(python|bash)([^\n]*)\n(.*?)^```"
+    for language, info, code in re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE):
+        if not all(have[need] for need in re.findall(r"needs-(\w+)", info)):
             continue
+        count += 1
         if language == "bash":
-            subprocess.run(["bash", "-euc", code], cwd=tmp_path, check=True)
+            subprocess.run(["bash", "-euc", code], check=True)
         else:
             exec(compile(code, str(page), "exec"), names)
-
-
-@pytest.fixture(scope="session")
-def shared_native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("native")
+    return count
