@@ -162,37 +162,150 @@ using ConvBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&);
 static const ConvBlock conv_blocks[6] = {conv_block<1>, conv_block<2>, conv_block<3>,
                                          conv_block<4>, conv_block<5>, conv_block<6>};
 
-// The pixels of a run in tiles, each with all the outputs: a tile's inputs stay in the first cache.
-static inline void conv_range(const ConvParams& p, int first, int last, int from, int to_panel) {
-  const int panels = (p.outputs + 63) / 64, quads = p.segments * p.segment_quads;
-  const Codes to = codes_of(p);
-  const int tiles = (last - first + ROWS - 1) / ROWS;
-  ConvTile t = {};
-  for (int i = from; i < to_panel; ++i) {
-    const int group = i / panels, panel = i % panels;
-    for (int part = 0; part < 64 && panel * 64 + part < p.outputs; part += 16) {
-      t.weight = p.weight + static_cast<int64_t>(i) * quads * 256 + 4 * part;
-      t.bias = p.bias + static_cast<int64_t>(i) * 64 + part;
-      t.multiplier = p.multiplier + static_cast<int64_t>(i) * 64 + part;
-      t.channel = group * p.outputs + panel * 64 + part;
-      t.outputs = p.outputs - panel * 64 - part;
-      if (t.outputs > 16) t.outputs = 16;
-      int ox = first % p.width, oy = first / p.width % p.height, n = first / p.width / p.height;
-      for (int tile = 0; tile < tiles; ++tile) {
-        const int rows = (last - first) / tiles + (tile < (last - first) % tiles);
-        for (int r = 0; r < rows; ++r) {
-          t.x[r] = p.x + n * p.x_batch + oy * p.x_row + ox * p.x_column + group * p.x_group;
-          t.y[r] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
-          t.residual[r] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
-          if (++ox == p.width) {
-            ox = 0;
-            if (++oy == p.height) oy = 0, ++n;
-          }
-        }
-        conv_blocks[rows - 1](p, t, to);
+// Where the pixels of a tile lie; `ox`, `oy` and `n` go on to the next pixel.
+static inline void place_pixels(const ConvParams& p, ConvTile& t, int rows, int group, int& ox,
+                                int& oy, int& n) {
+  for (int r = 0; r < rows; ++r) {
+    t.x[r] = p.x + n * p.x_batch + oy * p.x_row + ox * p.x_column + group * p.x_group;
+    t.y[r] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
+    t.residual[r] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
+    if (++ox == p.width) {
+      ox = 0;
+      if (++oy == p.height) oy = 0, ++n;
+    }
+  }
+}
+
+static inline void set_part(const ConvParams& p, ConvTile& t, int index, int part) {
+  const int panels = (p.outputs + 63) / 64, panel = index % panels;
+  t.weight = p.weight + static_cast<int64_t>(index) * p.segments * p.segment_quads * 256 + 4 * part;
+  t.bias = p.bias + static_cast<int64_t>(index) * 64 + part;
+  t.multiplier = p.multiplier + static_cast<int64_t>(index) * 64 + part;
+  t.channel = index / panels * p.outputs + panel * 64 + part;
+  t.outputs = p.outputs - panel * 64 - part;
+  if (t.outputs > 16) t.outputs = 16;
+}
+
+#if !FXQUANT_DOT
+enum { MOST_WIDE = 12288, MOST_TILES = 32 };
+
+// The inputs of a tile in 16 bits, [quads][pixels][bytes 0 and 2, bytes 1 and 3]: they are read
+// once for each 16 outputs, and widening costs as much as a multiplication.
+static inline void widen(const ConvParams& p, const ConvTile& t, int pixels, int32_t* wide) {
+  const __m128i low = _mm_set1_epi32(0x00ff00ff);
+  for (int r = 0; r < pixels; ++r) {
+    char* to = reinterpret_cast<char*>(wide + 2 * r);
+    const int64_t step = 8 * pixels;
+    for (int s = 0; s < p.segments; ++s) {
+      const uint8_t* x = t.x[r] + p.segment_offset[s];
+      int quad = 0;
+      for (; quad + 4 <= p.segment_quads; quad += 4, x += 16, to += 4 * step) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+        const __m128i even = _mm_and_si128(bytes, low), odd = _mm_srli_epi16(bytes, 8);
+        const __m128 first = _mm_castsi128_ps(_mm_unpacklo_epi32(even, odd));
+        const __m128 second = _mm_castsi128_ps(_mm_unpackhi_epi32(even, odd));
+        _mm_storel_pi(reinterpret_cast<__m64*>(to), first);
+        _mm_storeh_pi(reinterpret_cast<__m64*>(to + step), first);
+        _mm_storel_pi(reinterpret_cast<__m64*>(to + 2 * step), second);
+        _mm_storeh_pi(reinterpret_cast<__m64*>(to + 3 * step), second);
+      }
+      for (; quad < p.segment_quads; ++quad, x += 4, to += step) {
+        uint32_t four;
+        memcpy(&four, x, 4);
+        const uint32_t pair[2] = {four & 0x00ff00ff, four >> 8 & 0x00ff00ff};
+        memcpy(to, pair, 8);
       }
     }
   }
+}
+
+template <int PIXELS>
+static void conv_wide_block(const ConvParams& p, const ConvTile& t, const Codes& to,
+                            const int32_t* wide) {
+  __m256i sums[PIXELS][2];
+  FXQUANT_UNROLL
+  for (int r = 0; r < PIXELS; ++r) {
+    sums[r][0] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.bias));
+    sums[r][1] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.bias + 8));
+  }
+  const int8_t* weight = t.weight;
+  const int quads = p.segments * p.segment_quads;
+  for (int quad = 0; quad < quads; ++quad, weight += 256, wide += 2 * PIXELS) {
+    const __m256i* vector = reinterpret_cast<const __m256i*>(weight);
+    const Weights low = weights_of(_mm256_loadu_si256(vector));
+    const Weights high = weights_of(_mm256_loadu_si256(vector + 1));
+    FXQUANT_UNROLL
+    for (int r = 0; r < PIXELS; ++r) {
+      const __m256i even = _mm256_set1_epi32(wide[2 * r]);
+      sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(even, low.even));
+      sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(even, high.even));
+      const __m256i odd = _mm256_set1_epi32(wide[2 * r + 1]);
+      sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(odd, low.odd));
+      sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(odd, high.odd));
+    }
+  }
+  FXQUANT_UNROLL
+  for (int r = 0; r < PIXELS; ++r) conv_store(p, t, to, r, sums[r][0], sums[r][1]);
+}
+
+using ConvWideBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&, const int32_t*);
+static const ConvWideBlock conv_wide_blocks[5] = {conv_wide_block<1>, conv_wide_block<2>,
+                                                  conv_wide_block<3>, conv_wide_block<4>,
+                                                  conv_wide_block<5>};
+
+// The pixels of a run, as many tiles at a time as fit in 16 bits; 0 where not even one does.
+static inline int conv_wide_range(const ConvParams& p, int first, int last, int from,
+                                  int to_panel) {
+  const int panels = (p.outputs + 63) / 64, quads = p.segments * p.segment_quads;
+  const int tiles = (last - first + ROWS - 1) / ROWS, room = ROWS * quads * 2;
+  if (room > MOST_WIDE) return 0;
+  alignas(32) int32_t wide[MOST_WIDE];
+  const int most = MOST_WIDE / room < MOST_TILES ? MOST_WIDE / room : MOST_TILES;
+  const Codes to = codes_of(p);
+  ConvTile at[MOST_TILES];
+  for (int group = from / panels; group * panels < to_panel; ++group) {
+    const int begin = group * panels > from ? group * panels : from;
+    const int end = (group + 1) * panels < to_panel ? (group + 1) * panels : to_panel;
+    int ox = first % p.width, oy = first / p.width % p.height, n = first / p.width / p.height;
+    for (int done = 0; done < tiles; done += most) {
+      const int count = tiles - done < most ? tiles - done : most;
+      int rows[MOST_TILES];
+      for (int i = 0; i < count; ++i) {
+        rows[i] = (last - first) / tiles + (done + i < (last - first) % tiles);
+        place_pixels(p, at[i], rows[i], group, ox, oy, n);
+        widen(p, at[i], rows[i], wide + i * room);
+      }
+      for (int index = begin; index < end; ++index)
+        for (int part = 0; part < 64 && index % panels * 64 + part < p.outputs; part += 16)
+          for (int i = 0; i < count; ++i) {
+            set_part(p, at[i], index, part);
+            conv_wide_blocks[rows[i] - 1](p, at[i], to, wide + i * room);
+          }
+    }
+  }
+  return 1;
+}
+#endif
+
+// The pixels of a run in tiles, each with all the outputs: a tile's inputs stay in the first cache.
+static inline void conv_range(const ConvParams& p, int first, int last, int from, int to_panel) {
+#if !FXQUANT_DOT
+  if (conv_wide_range(p, first, last, from, to_panel)) return;
+#endif
+  const int panels = (p.outputs + 63) / 64;
+  const Codes to = codes_of(p);
+  const int tiles = (last - first + ROWS - 1) / ROWS;
+  ConvTile t = {};
+  for (int i = from; i < to_panel; ++i)
+    for (int part = 0; part < 64 && i % panels * 64 + part < p.outputs; part += 16) {
+      set_part(p, t, i, part);
+      int ox = first % p.width, oy = first / p.width % p.height, n = first / p.width / p.height;
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int rows = (last - first) / tiles + (tile < (last - first) % tiles);
+        place_pixels(p, t, rows, i / panels, ox, oy, n);
+        conv_blocks[rows - 1](p, t, to);
+      }
+    }
 }
 
 static inline void conv(const ConvParams& p, int begin, int end) {

@@ -135,6 +135,7 @@ static inline int rows_items(const P& p) {
 
 static inline int layer_norm_rows_items(const LayerNormRowsParams& p) { return rows_items(p); }
 
+#if !defined(FXQUANT_ROWS_OF_256)
 // The lanes in doubles, in pairs of halves.
 static inline double sum_of(Floats values) {
     typedef float Half __attribute__((vector_size(32)));
@@ -177,6 +178,7 @@ static inline void layer_norm_rows(const LayerNormRowsParams& p, int begin, int 
         }
     });
 }
+#endif
 
 static inline int softmax_rows_items(const SoftmaxRowsParams& p) { return rows_items(p); }
 
@@ -250,6 +252,7 @@ static inline void function_rows(const FunctionRowsParams& p, int begin, int end
 
 static inline int pair_rows_items(const PairRowsParams& p) { return rows_items(p); }
 
+#if !defined(FXQUANT_ROWS_OF_256)
 static inline void pair_rows(const PairRowsParams& p, int begin, int end) {
     for_rows(p, begin, end, [&](int64_t s, int64_t o, int64_t i) {
         const float* a = p.a + row_offset(p.a_strides, s, o, i);
@@ -267,6 +270,7 @@ static inline void pair_rows(const PairRowsParams& p, int begin, int end) {
         }
     });
 }
+#endif
 
 static inline int pool_rows_items(const PoolRowsParams& p) {
     return static_cast<int>(p.batch * p.height * ((p.channels + 63) / 64));

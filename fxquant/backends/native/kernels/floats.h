@@ -12,14 +12,26 @@ namespace portable {
 }  // namespace fxquant
 
 #if defined(__x86_64__)
-FXQUANT_TARGET_BEGIN("avx2")
+#define FXQUANT_ROWS_OF_256
+FXQUANT_TARGET_BEGIN("avx2,fma")
 namespace fxquant {
 namespace avx2 {
 #include "float_rows.h"
+#include "avx256_rows.h"
 #include "dynamic.h"
 }  // namespace avx2
 }  // namespace fxquant
 FXQUANT_TARGET_END
+FXQUANT_TARGET_BEGIN("avx2,fma,avxvnni")
+namespace fxquant {
+namespace avxvnni {
+#include "float_rows.h"
+#include "avx256_rows.h"
+#include "dynamic.h"
+}  // namespace avxvnni
+}  // namespace fxquant
+FXQUANT_TARGET_END
+#undef FXQUANT_ROWS_OF_256
 FXQUANT_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl")
 namespace fxquant {
 namespace avx512vnni {
