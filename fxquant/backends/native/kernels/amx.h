@@ -67,11 +67,13 @@ struct PixelTile {
   int64_t y[16], residual[16];
 };
 
-// Output pixels as lines of positions a constant distance apart: a row, or a whole image in which the
-// input's border makes positions that no pixel has. A line's last tile is moved back to its end.
+// Output pixels as lines of positions a constant distance apart: a row, a whole image in which the
+// input's border makes positions that no pixel has, or all images where nothing is between them. A
+// line's last tile is moved back to its end.
 struct PixelWalk {
   const ConvParams& p;
   int pitch;                // positions from row to row of an image that is one line, else 0
+  int images;               // of a line
   int line_pixels, positions, rows, lines;
   int line, at, from, to;   // positions [from, to) of this line are wanted; `at` is the next
   int begin, end;
@@ -83,9 +85,10 @@ struct PixelWalk {
     pitch = even && by_image <= static_cast<int64_t>(p.height) * ((p.width + 15) / 16)
                 ? static_cast<int>(ratio)
                 : 0;
-    line_pixels = pitch ? p.height * p.width : p.width;
-    positions = pitch ? pitch * (p.height - 1) + p.width : p.width;
-    lines = pitch ? p.batch : p.batch * p.height;
+    images = pitch == p.width && p.x_batch == p.height * p.x_row ? p.batch : 1;
+    line_pixels = (pitch ? p.height * p.width : p.width) * images;
+    positions = pitch ? pitch * (p.height * images - 1) + p.width : p.width;
+    lines = images > 1 ? 1 : pitch ? p.batch : p.batch * p.height;
     rows = positions < 16 ? positions : 16;
     rewind();
   }
@@ -109,15 +112,19 @@ struct PixelWalk {
       enter(line + 1);
     }
     const int start = at < positions - rows ? at : positions - rows;
-    const int n = pitch ? line : line / p.height;
-    int oy = pitch ? start / pitch : line % p.height, ox = pitch ? start % pitch : start;
+    const int row = pitch ? line * p.height + start / pitch : line;
+    int n = row / p.height, oy = row % p.height, ox = pitch ? start % pitch : start;
     tile.x = p.x + n * p.x_batch + oy * p.x_row + ox * p.x_column;
     tile.stored = 0;
     for (int i = 0; i < rows; ++i) {
       if (start + i >= at && start + i < to && ox < p.width) tile.stored |= 1 << i;
       tile.y[i] = n * p.y_batch + oy * p.y_row + ox * p.y_pixel;
       tile.residual[i] = n * p.residual_batch + oy * p.residual_row + ox * p.residual_pixel;
-      if (++ox == pitch) ox = 0, ++oy;
+      if (++ox == pitch) {
+        ox = 0;
+        // The positions behind the last row of an image in the border are no pixels of the next.
+        if (++oy == p.height && images > 1) oy = 0, ++n;
+      }
     }
     at = start + rows;
     return true;
@@ -293,12 +300,15 @@ static inline void conv(const ConvParams& given, int begin, int end) {
   if (walk.rows < 4 || p.segment_quads < 4 || p.segments * p.segment_quads <= 8 || p.outputs < 16)
     return avx512vnni::conv(given, begin, end);
   configure_amx(walk.rows, p.segment_quads % 16);
-  enum { BLOCK = 8 };
-  PixelTile tiles[BLOCK];
+  // Weights that the second cache does not hold are to be read seldom.
+  enum { MOST = 32, LARGE = 1 << 19 };
+  PixelTile tiles[MOST];
+  const int64_t weights = static_cast<int64_t>(p.groups) * panels * p.segments * p.segment_quads * 256;
+  const int block = weights > LARGE ? MOST : 8;
   const int from = p.by_panels ? begin : 0, to = p.by_panels ? end : p.groups * panels;
   for (bool more = true; more;) {
     int count = 0;
-    while (count < BLOCK && (more = walk.next(tiles[count]))) ++count;
+    while (count < block && (more = walk.next(tiles[count]))) ++count;
     if (count) conv_tiles(p, tiles, count, from, to);
   }
   release_amx();
