@@ -302,6 +302,16 @@ std::vector<double> best_times(const std::vector<Kernels>& all, Layer& layer) {
   return best;
 }
 
+// The multiply instructions' rates on one core, as JSON; the units must warm up.
+void print_peaks() {
+  double peak = 0.0, tiles = 0.0;
+  for (int i = 0; i < 10; ++i) {
+    if (__builtin_cpu_supports("avx512vnni")) peak = std::max(peak, vnni_loop(200000));
+    if (has_amx() && start_amx()) tiles = std::max(tiles, amx_loop(50000));
+  }
+  printf("{\"peaks\": {\"vpdpbusd\": %.4g, \"tdpbusd\": %.4g}", peak / 1e9, tiles / 1e9);
+}
+
 int measure(const std::string& only) {
   generator.seed(1);
   std::vector<Kernels> all = available();
@@ -309,13 +319,8 @@ int measure(const std::string& only) {
     all.erase(std::remove_if(all.begin(), all.end(),
                              [&](const Kernels& k) { return only != k.name; }),
               all.end());
-  double peak = 0.0, tiles = 0.0;
-  for (int i = 0; i < 10; ++i) {
-    if (__builtin_cpu_supports("avx512vnni")) peak = std::max(peak, vnni_loop(200000));
-    if (has_amx() && start_amx()) tiles = std::max(tiles, amx_loop(50000));
-  }
-  printf("{\"peaks\": {\"vpdpbusd\": %.4g, \"tdpbusd\": %.4g}, \"layers\": [\n", peak / 1e9,
-         tiles / 1e9);
+  print_peaks();
+  printf(", \"layers\": [\n");
   bool first = true;
   for (const auto& network : {std::make_pair("ResNet-50", std::vector<Shape>(std::begin(RESNET50),
                                                                              std::end(RESNET50))),
@@ -343,6 +348,11 @@ int main(int count, char** arguments) {
   const std::string what = count > 1 ? arguments[1] : "";
   if (what == "check") return check(count > 2 ? static_cast<unsigned>(atoi(arguments[2])) : 0);
   if (what == "measure") return measure(count > 2 ? arguments[2] : "");
-  fprintf(stderr, "usage: native_kernels check [seed] | measure [instruction set]\n");
+  if (what == "peaks") {
+    print_peaks();
+    printf("}\n");
+    return 0;
+  }
+  fprintf(stderr, "usage: native_kernels check [seed] | measure [instruction set] | peaks\n");
   return 2;
 }
