@@ -11,6 +11,8 @@ from torch import fx
 
 from fxquant.backends.native.build import CODE_FLAGS
 from fxquant.backends.native.executor import PlannedProgram, plan_program
+from fxquant.backends.native.lower import lower_to_native
+from fxquant.backends.native.lowerings import torch_has_the_bits
 from fxquant.backends.native.params import KERNELS_FOLDER
 from fxquant.errors import InputError
 from fxquant.export.folder import new_folder
@@ -41,6 +43,8 @@ def export_cpp(
             f"{name!r} cannot be the name of a library and the prefix of its functions: take "
             "letters, digits and underscores, a letter first"
         )
+    if any(torch_has_the_bits(node) for node in integer.graph.nodes):
+        lowered, _ = lower_to_native(integer, example, frozenset(), without_torch=True)
     program = plan_program(whole_program(lowered, example), example)
     exact = not lowered.meta.get("approximated")
     golden = golden_bytes(integer, example, exact)

@@ -14,7 +14,16 @@ from pathlib import Path
 from fxquant.backends.native.params import KERNELS_FOLDER
 from fxquant.errors import TargetError
 
-__all__ = ["CODE_FLAGS", "build", "cache_folder", "compiler", "stored", "why_unavailable"]
+__all__ = [
+    "CODE_FLAGS",
+    "build",
+    "cache_folder",
+    "compiler",
+    "kept",
+    "stored",
+    "where_kept",
+    "why_unavailable",
+]
 
 # What the kernels' bits depend on, and their speed.
 CODE_FLAGS = ("-O2", "-ffp-contract=off", "-fno-math-errno")
@@ -85,6 +94,18 @@ def stored(name: str, data: bytes) -> Path:
         return path
     _write(path, data)
     return path
+
+
+def kept(name: str) -> bytes | None:
+    """What `stored` wrote under this name; None where it is missing or damaged."""
+    path = cache_folder() / name
+    return path.read_bytes() if _is_whole(path) else None
+
+
+def where_kept(name: str) -> Path | None:
+    """The file that `stored` wrote under this name; None where it is missing or damaged."""
+    path = cache_folder() / name
+    return path if _is_whole(path) else None
 
 
 def build(text: str) -> Path:

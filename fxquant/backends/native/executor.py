@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxquant.backends.native.arena import Arena
-from fxquant.backends.native.build import build, stored
+from fxquant.backends.native.build import build, stored, where_kept
 from fxquant.backends.native.library import Program
 from fxquant.backends.native.lowerings import LOWERINGS
+from fxquant.backends.native.planned import Planned, find, graph_key, keep
 from fxquant.backends.native.planner import Planner, ProgramPlan
 from fxquant.backends.native.program import to_bytes
 from fxquant.backends.native.schedule import place_buffers, set_barriers
@@ -63,12 +65,37 @@ def _is_scaled(one: Any, more: Any, low: int, high: int) -> bool:
 
 @dataclass(eq=False)
 class CompiledSegment:
-    """A native program: `batch` samples are planned; None where the plan is for one shape alone."""
+    """A native program of a graph, planned for inputs of these shapes.
+
+    `key` is that of the graph; `was_planned`: whether the plan comes from the cache.
+    """
 
     program: Program
-    plan: ProgramPlan
-    arena: int
-    total: int
+    planned: Planned
+    key: str
+    was_planned: bool
+    graph_module: fx.GraphModule
+    shapes: Sequence[Any]
+
+    @property
+    def arena(self) -> int:
+        """Bytes a sample."""
+        return self.planned.arena
+
+    @property
+    def total(self) -> int:
+        """Bytes a sample if every value had its own."""
+        return self.planned.total
+
+    @property
+    def batch(self) -> int | None:
+        """How many samples are planned; None where the plan is for one shape alone."""
+        return self.planned.batch
+
+    @functools.cached_property
+    def plan(self) -> ProgramPlan:
+        """The steps, planned again where they come from the cache."""
+        return plan_program(self.graph_module, self.shapes).plan
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run on tensors of any strides; the results are dense."""
@@ -84,13 +111,13 @@ class CompiledSegment:
 
     def batches(self, inputs: Sequence[Tensor]) -> float:
         """How many times the samples that were planned `inputs` hold."""
-        if self.plan.batch is None:
+        if self.batch is None:
             return 1.0
-        return inputs[0].shape[0] / self.plan.inputs[0].shape[0]
+        return inputs[0].shape[0] / self.planned.inputs[0].shape[0]
 
     def _call(self, inputs: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor]]:
         dense = [x.detach().contiguous() for x in inputs]
-        plan = self.plan
+        plan = self.planned
         batch = 1
         if plan.batch is not None:
             batch = dense[0].shape[0] * plan.batch // plan.inputs[0].shape[0]
@@ -124,11 +151,21 @@ def plan_program(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Planned
 
 def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> CompiledSegment:
     """Plan, build and load a graph whose output is a tuple of tensors."""
-    planned = plan_program(graph_module, inputs)
-    library = build(planned.unit)
-    program = stored(f"{hashlib.sha256(planned.data).hexdigest()[:40]}.bin", planned.data)
-    arena = planned.arena
-    return CompiledSegment(Program(library, program), planned.plan, arena.size, arena.total)
+    key = graph_key(graph_module, inputs)
+    shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in inputs]
+    planned = find(key)
+    path = None if planned is None else where_kept(planned.program)
+    was_planned = path is not None
+    if planned is None or path is None:
+        new = plan_program(graph_module, inputs)
+        plan, arena = new.plan, new.arena
+        path = stored(f"{hashlib.sha256(new.data).hexdigest()[:40]}.bin", new.data)
+        kernels = tuple(sorted({step.kernel for step in plan.steps}))
+        ports = (tuple(plan.inputs), tuple(plan.outputs))
+        planned = Planned(kernels, path.name, *ports, plan.batch, arena.size, arena.total)
+        keep(key, planned)
+    program = Program(build(unit_text(planned.kernels)), path)
+    return CompiledSegment(program, planned, key, was_planned, graph_module, shapes)
 
 
 def program_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> ProgramPlan:

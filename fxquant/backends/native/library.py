@@ -58,6 +58,7 @@ class Program:
     """A program in a file and the library that runs it; every calling thread has a context."""
 
     def __init__(self, library: Path, program: Path) -> None:
+        self.library = library
         self._library = _load(library)
         error = ctypes.create_string_buffer(_ROOM)
         first = self._library.fxquant_create(str(program).encode(), error, _ROOM)

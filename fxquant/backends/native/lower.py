@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.backends.native.lowerings import APPROXIMATED, LOWERINGS
+from fxquant.backends.native.lowerings import APPROXIMATED, LOWERINGS, torch_has_the_bits
 from fxquant.backends.native.planner import UnsupportedError
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.native.segments import segment_module, split
@@ -20,14 +20,21 @@ __all__ = ["lower_to_native"]
 
 
 def lower_to_native(
-    integer: fx.GraphModule, example: Sequence[Any], keep: frozenset[str]
+    integer: fx.GraphModule,
+    example: Sequence[Any],
+    keep: frozenset[str],
+    *,
+    without_torch: bool = False,
 ) -> tuple[fx.GraphModule, list[str]]:
     """The lowered graph, and the operation of each node that stays a call from Python.
 
-    A node that stands for an integer one has its name in ``meta["integer"]``.
+    A node that stands for an integer one has its name in ``meta["integer"]``. Float operations of
+    which torch alone has the reference's bits are left to it, unless it goes `without_torch`.
     """
-    unsupported: set[str] = set(keep)
     integer = _without_pairs(integer)
+    unsupported: set[str] = set(keep)
+    if not without_torch:
+        unsupported |= {node.name for node in integer.graph.nodes if torch_has_the_bits(node)}
     while True:
         try:
             return _lower(integer, example, unsupported), _calls(integer, unsupported)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from fxquant.backends.native import (
     codes,
@@ -22,9 +23,9 @@ from fxquant.backends.native import (
     windows,
 )
 from fxquant.backends.native.planner import Lower
-from passes import softmax_numerators
+from passes import softmax_numerators, tensor_info
 
-__all__ = ["APPROXIMATED", "LOWERINGS"]
+__all__ = ["APPROXIMATED", "LOWERINGS", "torch_has_the_bits"]
 
 OPS: Any = torch.ops.fxquant
 
@@ -113,19 +114,35 @@ LOWERINGS: Mapping[Any, Lower] = {
     ),
 }
 
-APPROXIMATED = (
-    F.gelu,
-    F.softmax,
-    torch.softmax,
-    softmax_numerators,
-    F.layer_norm,
+_AVERAGES = (
     F.avg_pool1d,
     F.avg_pool2d,
     F.adaptive_avg_pool1d,
     F.adaptive_avg_pool2d,
     torch.mean,
     torch.sum,
+)
+APPROXIMATED = (
+    F.gelu,
+    F.softmax,
+    torch.softmax,
+    softmax_numerators,
+    F.layer_norm,
     OPS.lstm_dynamic.default,
     OPS.gru_dynamic.default,
+    *_AVERAGES,
 )
 """Float operations whose last bits are not torch's; the others are single ones of IEEE 754."""
+
+
+def torch_has_the_bits(node: fx.Node) -> bool:
+    """Whether a float operation is left to torch as long as there is torch.
+
+    Its bits are the reference's then. Torch's order of additions differs from processor to
+    processor, so that no kernel can have them. Softmax along rows is worth the difference.
+    """
+    if node.target in (F.softmax, torch.softmax):
+        info = tensor_info(node)
+        dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        return info is None or dim % len(info.shape) != len(info.shape) - 1
+    return node.target in _AVERAGES

@@ -12,21 +12,13 @@ from torch import Tensor, fx
 from fxquant.backends.native.emitter import UnsupportedError
 from fxquant.backends.native.memory import Memory
 from fxquant.backends.native.patterns import Attention, find_attention
-from fxquant.backends.native.steps import Step
+from fxquant.backends.native.steps import Port, Step
 from fxquant.backends.native.values import Buffer, Value
 from fxquant.kernels.calls import operator_arguments
 
 OPS: Any = torch.ops.fxquant
 
-__all__ = ["Lower", "Planner", "Port", "ProgramPlan", "UnsupportedError"]
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a program: a dense tensor of the caller."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+__all__ = ["Lower", "Planner", "ProgramPlan", "UnsupportedError"]
 
 
 @dataclass(eq=False)

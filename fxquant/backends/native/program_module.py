@@ -38,7 +38,7 @@ class NativeProgram(nn.Module):
             found = self.programs.get(_key(inputs, 1)) or self.programs.get(_key(inputs, 0))
             if found is None:
                 found = compile_segment(self.graph_module, inputs)
-                self.programs[_key(inputs, 0 if found.plan.batch is None else 1)] = found
+                self.programs[_key(inputs, 0 if found.batch is None else 1)] = found
         return found
 
     @property

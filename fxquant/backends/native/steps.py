@@ -10,7 +10,7 @@ import torch
 
 from fxquant.backends.native.values import Buffer, Value
 
-__all__ = ["Count", "Pointer", "Step", "type_number"]
+__all__ = ["Count", "Pointer", "Port", "Step", "type_number"]
 
 _TYPES = {
     torch.uint8: 0,
@@ -41,6 +41,14 @@ class Count:
     """A number that grows with the batch: ``each`` for one sample."""
 
     each: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a program: a dense tensor of the caller."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 @dataclass(eq=False)

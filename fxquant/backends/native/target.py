@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from fxquant.backends.check import TargetCheck, check_operations
-from fxquant.backends.native.build import why_unavailable
+from fxquant.backends.check import OperationDifference, TargetCheck, check_operations
+from fxquant.backends.native.build import kept, stored, why_unavailable
+from fxquant.backends.native.executor import CompiledSegment
 from fxquant.backends.native.lower import lower_to_native
+from fxquant.backends.native.lowerings import torch_has_the_bits
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.target import Execution, LoweredGraph
+from passes.infra.listing import operation
 
 __all__ = ["Native"]
 
@@ -37,8 +43,12 @@ class Native:
     ) -> LoweredGraph:
         """Stretches of the graph as native programs, and what has no kernel between them."""
         lowered, reasons = lower_to_native(integer, example, keep)
+        left = {operation(node) for node in integer.graph.nodes if torch_has_the_bits(node)}
         notes = tuple(
-            f"native has no kernel for {count} x {what}: Python calls torch for it"
+            f"native leaves {count} x {what} of floats to torch, so that its bits are the "
+            "reference's; an exported network computes it itself"
+            if what in left
+            else f"native has no kernel for {count} x {what}: Python calls torch for it"
             for what, count in sorted(Counter(reasons).items())
         )
         arena, total = _memory(lowered)
@@ -60,25 +70,52 @@ class Native:
         """What comes out of every native stretch, fed with the same integers.
 
         A stretch that computes softmax, GELU or layer norm itself is compared at the outputs of
-        the network alone: behind them an integer may be one step from the reference's.
+        the network alone: behind them an integer may be one step from the reference's. Programs
+        that were compared before, on this instruction set and example, are not compared again.
         """
+        key = _comparison(integer, lowered, example)
+        known = kept(key)
+        if known is not None:
+            return _read(known)
         found = check_operations(integer, lowered, example)
         approximated = int(lowered.meta["approximated"])
-        if not approximated:
-            return found
-        return replace(found, operations=(), approximated=approximated)
+        if approximated:
+            found = replace(found, operations=(), approximated=approximated)
+        if found.largest == 0 and (approximated or not found.output_differing):
+            stored(key, json.dumps(asdict(found)).encode())
+        return found
 
     def execution(self, lowered: fx.GraphModule, example: Sequence[Any]) -> Execution:
         """The graph's own forward: a call of each native program."""
         return Execution(lowered.forward)
 
 
+def _comparison(integer: fx.GraphModule, lowered: fx.GraphModule, example: Sequence[Any]) -> str:
+    """The name of the file that says how these programs compared."""
+    key = hashlib.sha256(f"{integer.graph}{lowered.graph}".encode())
+    for segment in _segments(lowered):
+        key.update(f"{segment.key} {segment.program.library.name} {segment.program.isa}|".encode())
+    for value in example:
+        key.update(repr(value).encode() if not isinstance(value, Tensor) else _bytes(value))
+    return f"{key.hexdigest()[:40]}.compared.json"
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _read(data: bytes) -> TargetCheck:
+    found = json.loads(data)
+    operations = tuple(OperationDifference(**row) for row in found.pop("operations"))
+    return TargetCheck(operations, **found)
+
+
+def _segments(lowered: fx.GraphModule) -> list[CompiledSegment]:
+    programs = (module for module in lowered.modules() if isinstance(module, NativeProgram))
+    return [segment for program in programs for segment in program.segments]
+
+
 def _memory(lowered: fx.GraphModule) -> tuple[int, int]:
     """Bytes of the arenas, and of all values that lie in them."""
-    segments = [
-        segment
-        for module in lowered.modules()
-        if isinstance(module, NativeProgram)
-        for segment in module.segments
-    ]
+    segments = _segments(lowered)
     return sum(s.arena for s in segments), sum(s.total for s in segments)

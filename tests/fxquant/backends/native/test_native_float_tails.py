@@ -26,7 +26,7 @@ def results(function: Any, *, shape: tuple[int, ...] = (2, 37, 9, 7), **kwargs: 
     module = fx.GraphModule(nn.Module(), graph)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     run_and_annotate(module, (sample,), name="graph")
-    lowered, called = lower_to_native(module, (sample,), frozenset())
+    lowered, called = lower_to_native(module, (sample,), frozenset(), without_torch=True)
     assert not called
     more = torch.cat([sample, sample.flip(0) * 2])
     return module(more)[0], lowered(more)[0], more
@@ -113,18 +113,21 @@ class Tail(nn.Module):
 
 
 @pytest.mark.parametrize("name", TAILS)
-def test_a_network_with_a_float_tail_is_one_program(name: str) -> None:
+def test_a_float_tail_has_the_reference_s_bits_and_is_one_program_without_torch(name: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 3, 9, 9)
     q = fxquant.compile(Tail(TAILS[name]).eval(), "w8a8", calibration=x, target="native")
     assert not any("no kernel" in note for note in q.report.target_notes)
-    assert len(whole_program(q.stages["native"], q.example)(x)) == 1
-    expected, found = q.to_target("reference")(x), q(x)
-    if q.stages["native"].meta["approximated"]:
-        # What is averaged is not negative: the bound of the averages is relative to them.
-        assert torch.allclose(expected, found, rtol=50 * ROUNDING, atol=0)
-    else:
-        assert torch.equal(expected, found)
+    expected = q.to_target("reference")(x)
+    assert torch.equal(expected, q(x))
+    integer = q.stages["integer"]
+    alone, called = lower_to_native(integer, q.example, frozenset(), without_torch=True)
+    assert not called
+    assert len(whole_program(alone, q.example)(x)) == 1
+    # What is averaged is not negative: the bound of the averages is relative to them.
+    assert torch.allclose(expected, alone(x), rtol=50 * ROUNDING, atol=0)
+    left = [note for note in q.report.target_notes if "of floats to torch" in note]
+    assert len(left) == (name in ("average", "windows"))
 
 
 def test_what_computes_new_elements_is_no_movement() -> None:
