@@ -70,13 +70,10 @@ def find(key: str) -> Planned | None:
     data = kept(f"{key}.json")
     if data is None:
         return None
-    found = json.loads(data)
-    ports = {
-        name: tuple(Port(getattr(torch, kind), tuple(shape)) for kind, shape in found.pop(name))
-        for name in ("inputs", "outputs")
-    }
-    kernels = tuple(found.pop("kernels"))
-    return Planned(kernels=kernels, **ports, **found)
+    found: Any = json.loads(data)
+    for name in ("inputs", "outputs"):
+        found[name] = tuple(Port(getattr(torch, kind), tuple(n)) for kind, n in found[name])
+    return Planned(**{**found, "kernels": tuple(found["kernels"])})
 
 
 def keep(key: str, planned: Planned) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from fxquant.backends.native.arena import Arena
-from fxquant.backends.native.params import params_type
+from fxquant.backends.native.params import params_layout, params_type
 from fxquant.backends.native.planner import ProgramPlan
 from fxquant.backends.native.schedule import split_batch
 from fxquant.backends.native.steps import Count, Pointer, type_number
@@ -47,7 +47,7 @@ def to_bytes(plan: ProgramPlan, arena: Arena) -> bytes:
         params += bytes(block)
         params += bytes(-len(params) % 8)
     ports = b"".join(_port(port, plan.batch) for port in (*plan.inputs, *plan.outputs))
-    names = b"".join(kernel.encode() + b"\0" for kernel in kernels)
+    names = b"".join(f"{kernel}:{params_layout(kernel)}\0".encode() for kernel in kernels)
     body = bytearray()
     offsets = []
     split = split_batch(plan)

@@ -2,7 +2,8 @@
 //
 // A program is a file that is mapped: a header, steps, the parameters of their kernels, where
 // addresses and batch sizes go into these, and constants. The translation unit that includes this
-// header defines FXQUANT_KERNELS(F) as F(name, Params) for every kernel that the program may call.
+// header defines FXQUANT_KERNELS(F) as F(name, Params, layout) for every kernel that the program may
+// call; `layout` is a hash of the Params' text.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +33,7 @@ static const char* const ISA_NAMES[ISA_COUNT] = {"portable", "avx2", "avxvnni", 
 
 struct Kernel {
     const char* name;
+    const char* layout;
     int64_t params_size;
     int (*items)(const void*);
     void (*run[ISA_COUNT])(const void*, int, int);
@@ -48,18 +50,18 @@ static void call_kernel(const void* params, int begin, int end) {
 }
 
 #if defined(__x86_64__)
-#define FXQUANT_ENTRY(NAME, P)                                                            \
-    {#NAME, sizeof(P), &call_items<P, &portable::NAME##_items>,                           \
+#define FXQUANT_ENTRY(NAME, P, LAYOUT)                                                    \
+    {#NAME, LAYOUT, sizeof(P), &call_items<P, &portable::NAME##_items>,                           \
      {&call_kernel<P, &portable::NAME>, &call_kernel<P, &avx2::NAME>,                     \
       &call_kernel<P, &avxvnni::NAME>, &call_kernel<P, &avx512vnni::NAME>,                \
       &call_kernel<P, &amx::NAME>}},
 #else
-#define FXQUANT_ENTRY(NAME, P)                                                            \
-    {#NAME, sizeof(P), &call_items<P, &portable::NAME##_items>,                           \
+#define FXQUANT_ENTRY(NAME, P, LAYOUT)                                                    \
+    {#NAME, LAYOUT, sizeof(P), &call_items<P, &portable::NAME##_items>,                           \
      {&call_kernel<P, &portable::NAME>, nullptr, nullptr, nullptr, nullptr}},
 #endif
 
-static const Kernel KERNELS[] = {FXQUANT_KERNELS(FXQUANT_ENTRY){nullptr, 0, nullptr, {}}};
+static const Kernel KERNELS[] = {FXQUANT_KERNELS(FXQUANT_ENTRY){nullptr, nullptr, 0, nullptr, {}}};
 
 // -- the file --------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ struct Header {
     uint64_t params_size;
     uint64_t relocations;
     uint64_t relocation_count;
-    uint64_t kernels;  // names, each ended by a zero, in the order that steps number them
+    uint64_t kernels;  // name:layout, each ended by a zero, in the order that steps number them
     uint64_t kernel_count;
     uint64_t ports;  // inputs, then outputs
     uint64_t input_count;
@@ -272,8 +274,13 @@ struct Model {
         const char* name = at<char>(header->kernels);
         for (uint64_t i = 0; i < header->kernel_count; ++i, name += std::strlen(name) + 1) {
             const Kernel* kernel = KERNELS;
-            while (kernel->name && std::strcmp(kernel->name, name)) ++kernel;
-            if (!kernel->name) return fail(std::string("the library has no kernel ") + name);
+            const std::string whole = name, plain = whole.substr(0, whole.find(':'));
+            while (kernel->name && plain != kernel->name) ++kernel;
+            if (!kernel->name) return fail("the library has no kernel " + plain);
+            if (whole != plain + ":" + kernel->layout)
+                return fail(std::string(path) + " and the library are of different versions: "
+                            "parameters of the kernel " + plain + " have changed; take both from "
+                            "one export");
             kernels.push_back(kernel);
         }
         return true;

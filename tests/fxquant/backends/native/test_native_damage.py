@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxquant
-from fxquant.backends.native import executor
+from fxquant.backends.native import executor, params
+from fxquant.backends.native.build import cache_folder
 from fxquant.backends.native.library import Program
-from fxquant.backends.native.program import to_bytes
 from fxquant.errors import TargetError
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -20,19 +20,14 @@ HEADER = 20 * 8
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> tuple[Path, bytes]:
+def program() -> tuple[Path, bytes]:
     """The library of a small network, and the bytes of its program."""
-    built: list[Path] = []
-    written: list[bytes] = []
-    build, keep = executor.build, to_bytes
-    monkeypatch.setattr(executor, "build", lambda text: built.append(build(text)) or built[-1])
-    monkeypatch.setattr(
-        executor, "to_bytes", lambda *plan: written.append(keep(*plan)) or written[-1]
-    )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    fxquant.compile(model, "w8a8", calibration=torch.randn(2, 3, 8, 8), target="native")
-    return built[0], written[0]
+    q = fxquant.compile(model, "w8a8", calibration=torch.randn(2, 3, 8, 8), target="native")
+    (segment,) = q.stages["native"].native_0.segments
+    file = cache_folder() / segment.planned.program
+    return segment.program.library, file.read_bytes()
 
 
 def test_every_byte_is_covered_by_the_checksum(program: tuple[Path, bytes], tmp_path: Path) -> None:
@@ -62,3 +57,24 @@ def test_a_truncated_program_is_refused(
 def test_a_missing_program_is_refused(program: tuple[Path, bytes], tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"cannot open .*nowhere\.bin"):
         Program(program[0], tmp_path / "nowhere.bin")
+
+
+def test_a_program_of_another_version_is_refused(
+    program: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field of the parameters of `conv` has changed since the library was built."""
+    library, _ = program
+    layout = params.params_layout
+    monkeypatch.setattr(
+        "fxquant.backends.native.program.params_layout",
+        lambda kernel: "0" * 16 if kernel == "conv" else layout(kernel),
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    q = fxquant.compile(model, "w8a8", calibration=torch.randn(2, 3, 8, 8), target="native")
+    (segment,) = q.stages["native"].native_0.segments
+    planned = executor.plan_program(segment.graph_module, segment.shapes)
+    file = tmp_path / "other.bin"
+    file.write_bytes(planned.data)
+    with pytest.raises(TargetError, match=r"different versions: .*kernel conv.*one export"):
+        Program(library, file)
