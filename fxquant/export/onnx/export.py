@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import InputError, TargetError
+from fxquant.export.onnx.floats import FLOATS, SINGLE_OPERATIONS
 from fxquant.export.onnx.model import build_model
 from fxquant.export.onnx.options import OnnxOptions
 from fxquant.export.onnx.report import OnnxReport, checks_table, failures
 from fxquant.export.onnx.shapes import Shape, Shapes, find_shapes
 from fxquant.export.onnx.validate import has_openvino, validate
+from passes.infra.listing import operation
 
 __all__ = ["write_onnx"]
 
@@ -41,6 +43,8 @@ def write_onnx(
     shapes = find_shapes(integer, example)
     if options.consumer == "openvino":
         _check_8_bits(integer, shapes)
+    if options.exact:
+        _check_float_islands(integer)
     model = build_model(integer, shapes, options, metadata=metadata)
     with _new_file(path) as temporary:
         ir.save(model, temporary)
@@ -72,6 +76,31 @@ def _check_8_bits(integer: fx.GraphModule, shapes: Shapes) -> None:
                 f"OpenVINO drops quantizers of 16 bits and narrows int64, without a word, and "
                 f"{node.name} is {found.dtype}: take a recipe of 8 bits with float multipliers"
             )
+
+
+def _check_float_islands(integer: fx.GraphModule) -> None:
+    """Raise InputError where integers depend on a float function, whose last bits are not fixed."""
+    for node in integer.graph.nodes:
+        if node.target is torch.ops.fxquant.quantize.default:
+            inexact = _inexact_behind(node.all_input_nodes)
+            if inexact is not None:
+                raise InputError(
+                    f"exact: {inexact.name} ({operation(inexact)}) is computed in float, with "
+                    f"other last bits in every runtime, and {node.name} quantizes it: take a "
+                    "recipe that computes it on integers, such as vit_w8a8_integer, or exact=False"
+                )
+
+
+def _inexact_behind(nodes: Sequence[fx.Node]) -> fx.Node | None:
+    rest, seen = list(nodes), set(nodes)
+    while rest:
+        node = rest.pop()
+        if node.target in FLOATS and node.target not in SINGLE_OPERATIONS:
+            return node
+        if not str(node.target).startswith("fxquant."):
+            rest += [source for source in node.all_input_nodes if source not in seen]
+            seen.update(node.all_input_nodes)
+    return None
 
 
 def _few(shapes: Shapes, example: Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from fxquant.export.onnx.pools import max_pool, window_pads
 from fxquant.export.onnx.writer import Writer
 from passes import add_relu, masked_softmax, scaled_matmul, softmax_numerators, weighted_mean
 
-__all__ = ["FLOATS"]
+__all__ = ["FLOATS", "SINGLE_OPERATIONS"]
 
 Emit = Callable[[Writer, fx.Node], Any]
 
@@ -348,3 +348,13 @@ FLOATS: dict[Any, Emit] = {
     torch.logical_not: _unary("Not"),
 }
 """Functions of torch on float tensors."""
+
+SINGLE_OPERATIONS = frozenset(
+    {
+        torch.relu, F.relu, F.relu6, F.hardtanh, torch.clamp, torch.abs, torch.neg,
+        torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum, add_relu,
+        operator.add, operator.sub, operator.mul, operator.truediv,
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.amax, torch.masked_fill, "float",
+    }
+)  # fmt: skip
+"""Those that IEEE 754 rounds once, or not at all: the same bits everywhere."""

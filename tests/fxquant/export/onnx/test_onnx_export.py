@@ -177,3 +177,27 @@ def test_weights_of_7_bits_leave_room_for_two_products_in_16(tmp_path: Path) -> 
     weights = [v.const_value.numpy() for v in model.graph.initializers.values() if len(v.shape) > 1]
     assert weights
     assert all(2 * 255 * int(abs(weight.astype(int)).max()) < 2**15 for weight in weights)
+
+
+class Curve(nn.Module):
+    """A layer norm between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 12)
+        self.norm = nn.LayerNorm(12)
+        self.second = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x)))
+
+
+def test_what_float_functions_make_cannot_be_exact(tmp_path: Path) -> None:
+    model, x = Curve().eval(), torch.randn(4, 12)
+    q = fxquant.compile(model, "vit_w8a8", calibration=[x], target="reference")
+    with pytest.raises(InputError, match=r"\(layer_norm\) is computed in float"):
+        q.export_onnx(tmp_path / "m.onnx", exact=True)
+    q = fxquant.compile(model, "vit_w8a8_integer", calibration=[x], target="reference")
+    q.export_onnx(tmp_path / "m.onnx", exact=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), q(x))
