@@ -22,7 +22,7 @@ from benchmarks import deployment, low_bit
 from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/low_bit.md", "docs/native.md", "docs/transformers.md")
+PAGES = ("README.md", "docs/low_bit.md", "docs/native.md", "docs/onnx.md", "docs/transformers.md")
 
 
 NAMES = {
@@ -38,6 +38,7 @@ NAMES = {
     "mobilenet_v3_large": "MobileNetV3-L",
     "efficientnet_b0": "EfficientNet-B0",
     "regnet_y_400mf": "RegNetY-400MF",
+    "vit_tiny": "ViT-Tiny",
 }
 """What readers call a network."""
 
@@ -154,7 +155,50 @@ def coverage() -> str:
     return markdown(("network", *headers), rows)
 
 
+def onnx_integers() -> str:
+    """What ONNX files compute beside the reference, form by form."""
+    runtimes = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    rows = [
+        [
+            f"{NAMES[row['network']]}, `{row['recipe']}`, "
+            f"{row['form']}{', exact' if row['exact'] else ''}; "
+            f"{runtimes[row['runtime']]} {row['run']}",
+            f"{row['integers']:,}",
+            f"{row['differing']:,}",
+            str(row["largest"]),
+            _points(row["top1"]),
+            _points(row["top1_reference"]),
+        ]
+        for row in _of_networks("onnx-integers")
+    ]
+    return markdown(("", "integers", "that differ", "largest", "top-1", "reference"), rows)
+
+
+def onnx_speed() -> str:
+    """Our files in ONNX Runtime over those of its own quantization."""
+    rows = [
+        [
+            f"{NAMES[row['network']]}, "
+            + ("ONNX Runtime's own" if label == "onnxruntime" else f"`{label}`"),
+            f"{ratio:.2f}",
+            _points(row["accuracy"][label]["reference"]["top1"]),
+            *_reached(row["accuracy"][label] | {"float_top1": 0.0})[1:],
+        ]
+        for row in _of_networks("onnx-speed")
+        for label, ratio in row["over_onnxruntime"].items()
+    ]
+    return markdown(("", "time", "float top-1", "top-1", "agreement", "SQNR"), rows)
+
+
+def _of_networks(kind: str) -> list[Any]:
+    """The rows of the newest file of each network."""
+    kinds = {path.stem[11:] for path in FOLDER.glob(f"*-{kind}-*.json")}
+    return [row for name in sorted(kinds) for row in newest(name)]
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "onnx_integers": onnx_integers,
+    "onnx_speed": onnx_speed,
     "resnet20": resnet20,
     "accuracy": accuracy,
     "transformers": transformers,
