@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from fxquant.errors import TargetError
+
 __all__ = ["Run", "onnxruntime_run", "onnxruntime_session", "openvino_run"]
 
 
@@ -50,12 +52,18 @@ def onnxruntime_run(model: ir.Model | Path, *, optimize: bool = True) -> Run:
 
 
 def openvino_run(model: ir.Model | Path) -> Run:
-    """OpenVINO in float32: it takes bfloat16 by default where the CPU has it."""
+    """OpenVINO in float32: it takes bfloat16 by default where the CPU has it.
+
+    Raises TargetError for what it cannot load.
+    """
     import openvino
 
     core = openvino.Core()
-    read = core.read_model(_content(model))
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    try:
+        read = core.read_model(_content(model))
+        compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise TargetError(f"OpenVINO cannot load the network: {error}") from error
     inputs = tuple(port.any_name for port in compiled.inputs)
     outputs = tuple(port.any_name for port in compiled.outputs)
 
