@@ -1,10 +1,11 @@
 """What does an accuracy target raise, and what does a user reach by hand?
 
-    python -m benchmarks.accuracy_target [NAME ...] [--drop 0.5] [--calibration 100] [--write]
+    python -m benchmarks.accuracy_target [NAME ...] [--drop 0.5] [--calibration 100]
+        [--images N] [--write]
 
 Compiles each network at 4-bit weights with `fxquant.Drop`, then the recipes that one would try by
-hand. Layers are chosen on every third validation image; all figures are of the other two thirds.
-Writes benchmarks/results/.
+hand. Layers are chosen on every third of N validation images (default all); all figures are of the
+other two thirds. Writes benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor
 
 import fxquant
 from benchmarks import real, results
 from benchmarks.names import one_of
 from fxquant.data import ImageBatches
+from fxquant.measure.evaluate import collect_logits
 
 RECIPES = {"mobilenet_v2": "w4a8", "vit_tiny": "vit_w4a8_integer"}
 EIGHT_BITS = {"mobilenet_v2": "w8a8", "vit_tiny": "vit_w8a8_integer"}
@@ -59,12 +61,12 @@ def thirds(batches: ImageBatches) -> tuple[ImageBatches, ImageBatches]:
 
 
 def measure(
-    name: str, drop: float, images: int, target: str
+    name: str, drop: float, images: int, validation: int | None, target: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     network = real.NETWORKS[name]
     model = network.load()
     calibration = network.calibration_batches(images)
-    chosen_on, reported_on = thirds(network.validation_batches())
+    chosen_on, reported_on = thirds(network.validation_batches(validation))
 
     def compiled(recipe: fxquant.Recipe, **options: Any) -> fxquant.CompiledModel:
         return fxquant.compile(model, recipe, calibration=calibration, target=target, **options)
@@ -75,9 +77,10 @@ def measure(
         validation=chosen_on,
     )
     print(q.report.accuracy, flush=True)
-    rows = [_row(f"Drop({drop})", q, reported_on, model)]
+    logits = collect_logits(model, reported_on)
+    rows = [_row(f"Drop({drop})", q, reported_on, logits)]
     for label, recipe in by_hand(name).items():
-        rows.append(_row(label, compiled(recipe), reported_on, model))
+        rows.append(_row(label, compiled(recipe), reported_on, logits))
         print(tabulate(rows, headers="keys", floatfmt=".4f"), flush=True)
     accuracy = q.report.accuracy
     assert accuracy is not None
@@ -101,9 +104,9 @@ def measure(
 
 
 def _row(
-    label: str, q: fxquant.CompiledModel, batches: ImageBatches, model: nn.Module
+    label: str, q: fxquant.CompiledModel, batches: ImageBatches, logits: list[Tensor]
 ) -> dict[str, Any]:
-    found = fxquant.evaluate(q, batches, reference=model)
+    found = fxquant.evaluate(q, batches, reference=logits)
     assert q.plan is not None
     bits = [spec.bits for spec in q.plan.weights.values()]
     return {
@@ -127,11 +130,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", type=one_of(RECIPES))
     parser.add_argument("--drop", type=float, default=0.5)
     parser.add_argument("--calibration", type=int, default=100)
+    parser.add_argument("--images", type=int)
     parser.add_argument("--target", default="x86")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
-        found, digests = measure(name, arguments.drop, arguments.calibration, arguments.target)
+        found, digests = measure(
+            name, arguments.drop, arguments.calibration, arguments.images, arguments.target
+        )
         if arguments.write:
             print(results.write(f"accuracy-target-{name}", found, images=digests), flush=True)
 
