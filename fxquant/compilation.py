@@ -23,6 +23,7 @@ from fxquant.errors import (
     nearest,
 )
 from fxquant.even_out import measured_rewrites
+from fxquant.frontend.example import guess_example
 from fxquant.frontend.prepare import check_kind
 from fxquant.plan.coverage import CoverageRow
 from fxquant.plan.plan import Plan
@@ -224,7 +225,8 @@ def check_device(device: str) -> None:
 def begin(request: Request, calibration: Any) -> Compilation:
     """Open the data; raises CalibrationError and DataError."""
     recipe = request.recipe
-    calibration = calibration_source(recipe, calibration)
+    guessed = calibration is None and recipe.dynamic and not recipe.calibration.source
+    calibration = calibration_source(request, calibration)
     sweeps = 1 + sum(rewrite.reads_data for rewrite in measured_rewrites(recipe))
     data = CalibrationSet(
         calibration,
@@ -232,18 +234,29 @@ def begin(request: Request, calibration: Any) -> Compilation:
         images=recipe.calibration.images or None,
         sweeps=sweeps + (recipe.reconstruction.method != "none"),
     )
-    return Compilation(request, data, data.first)
+    notes: tuple[str, ...] = ()
+    if guessed:
+        shape = list(data.first[0].shape)
+        notes = (f"no example input was given: noise of {shape} stands for it (calibration=x)",)
+    return Compilation(request, data, data.first, notes=notes)
 
 
-def calibration_source(recipe: Recipe, calibration: Any) -> Any:
-    """`calibration`, or the images that the recipe names; raises CalibrationError, DataError."""
+def calibration_source(request: Request, calibration: Any) -> Any:
+    """`calibration`, or the images that the recipe names; raises CalibrationError, DataError.
+
+    For dynamic quantization, which estimates no ranges, noise will do on which the model runs.
+    """
+    recipe = request.recipe
     if calibration is not None:
         return calibration
     if not recipe.calibration.source:
         if recipe.dynamic:
+            example = guess_example(request.model)
+            if example is not None:
+                return example
             raise CalibrationError(
-                "no example input: pass calibration=x, one batch; dynamic quantization "
-                "estimates no ranges, but the model is traced and checked on it"
+                "no example input: the first layer does not tell what the model takes; pass "
+                "calibration=x, one batch, on which it is traced and checked"
             )
         raise CalibrationError(
             "no calibration data: pass calibration=batches, or name a folder in the "

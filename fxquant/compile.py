@@ -34,6 +34,7 @@ from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
 from fxquant.report.diffs import print_diffs
 from fxquant.report.layers import LayerSource
+from fxquant.report.provenance import Provenance, versions
 from fxquant.report.report import Report
 from fxquant.report.summary import proofs, quantizer_rows, refusals
 from fxquant.simulate.calibrate import calibrate
@@ -112,7 +113,7 @@ def compile(
         q = _compile(request, calibration)
     else:
         _check_target(accuracy_target, request)
-        batches = _readable_again(calibration_source(request.recipe, calibration))
+        batches = _readable_again(calibration_source(request, calibration))
         q = accuracy_target.meet(
             lambda recipe: _compile(replace(request, recipe=recipe), batches),
             request.recipe,
@@ -264,6 +265,12 @@ def lower(c: Compilation) -> CompiledModel:
         size_bytes=tensor_bytes(integer),
         passes=c.records,
         layers=LayerSource.of_batch(c.data.first),
+        provenance=Provenance(
+            c.data.seen,
+            tuple(tuple(x.shape) for x in c.data.first),
+            c.data.preprocessing,
+            versions=versions(),
+        ),
     )
     q = lower_compiled(
         c.stages,

@@ -210,9 +210,14 @@ class CompiledModel(nn.Module):
             f"int8 {report.int8_share:.2%}, {report.size_bytes / 1e6:.2f} MB"
         )
 
-    def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    @property
+    def input_names(self) -> list[str]:
+        """The parameters of the model's forward that are its inputs."""
         graph = self.stages["integer"].graph
-        names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        return [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+
+    def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        names = self.input_names
         rest = names[len(inputs) :]
         if sorted(rest) != sorted(named):
             raise InputError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,8 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
         )
     except AccuracyError as error:
         compiled, missed = error.best, (str(error),)
+    origin = replace(compiled.report.provenance, command=shlex.join(["fxquant", *arguments.words]))
+    compiled.report = replace(compiled.report, provenance=origin)
     if not first:
         return Outcome("", {}, silent=True)
     texts = [str(compiled.report)]
@@ -228,18 +232,28 @@ def run_inspect(arguments: argparse.Namespace) -> Outcome:
     """Load a file, which checks it, and say what is in it."""
     compiled = options.open_artifact(arguments.file, arguments.target)
     size = Path(arguments.file).stat().st_size
+    report = compiled.report
     data: dict[str, Any] = {
         "file": arguments.file,
         "bytes": size,
+        "provenance": report.provenance.to_json(),
         "recipe": compiled.recipe.name,
         "recipe_toml": compiled.recipe.to_toml(),
         "stages": list(compiled.stages),
         "report": compiled.report.to_json(),
     }
+    inputs = ", ".join(
+        f"{name}: {str(value.dtype).removeprefix('torch.')}[any, "
+        f"{', '.join(map(str, value.shape[1:]))}]"
+        for name, value in zip(compiled.input_names, compiled.example, strict=True)
+        if isinstance(value, Tensor)
+    )
     texts = [
-        f"{arguments.file}, {size / 1e6:.2f} MB, stages {', '.join(compiled.stages)}",
+        f"{arguments.file}: a compiled {report.model}, recipe {report.recipe}, "
+        f"{size / 1e6:.2f} MB; takes {inputs}\n{report.provenance}\n"
+        f"its golden pair holds on this machine; stages {', '.join(compiled.stages)}",
+        str(report),
         compiled.recipe.to_toml().rstrip(),
-        str(compiled.report),
     ]
     if arguments.stage is not None:
         if arguments.stage not in compiled.stages:

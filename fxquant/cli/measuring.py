@@ -16,6 +16,7 @@ from fxquant.cli.processes import joined
 from fxquant.cli.quickstart.run import quickstart
 from fxquant.compilation import check_device
 from fxquant.convert import DTYPES
+from fxquant.data import ImageBatches
 from fxquant.errors import CalibrationError, DataError, InputError, ModelError
 from fxquant.frontend.models import load_model
 from fxquant.measure.benchmark import Benchmark, benchmark
@@ -182,25 +183,42 @@ def run_evaluate(arguments: argparse.Namespace) -> Outcome:
         )
     if wants_checks(arguments) and arguments.reference is None:
         raise InputError("the checks compare with float; add --reference MODEL")
-    batches = options.open_evaluation(arguments)
+    model: Any = (
+        options.open_saved(arguments.model, arguments.target)
+        if saved
+        else options.open_model(arguments)
+    )
+    compiled = isinstance(model, fxquant.CompiledModel)
+    known = model.report.provenance.preprocessing if compiled else None
+    batches = options.open_evaluation(arguments, known)
     if not batches.labelled and arguments.reference is None:
         raise DataError(
             f"{arguments.evaluate}: the images have no labels; add labels.csv (file,label), "
             "put them into class folders, or give a --reference to compare with"
         )
-    model = (
-        options.open_saved(arguments.model, arguments.target)
-        if saved
-        else options.open_model(arguments)
-    )
     reference = arguments.reference and load_model(
         arguments.reference, arguments.reference_weights, classes=arguments.classes
     )
     result = evaluate(
         model, batches, reference=reference, progress=options.shows_progress(arguments)
     )
-    data = {"model": arguments.model} | result.to_json()
-    return Outcome(str(result), data, failed_checks(arguments, result))
+    notes = _other_images(model, batches) if compiled else []
+    data = {"model": arguments.model} | result.to_json() | {"notes": notes}
+    return Outcome("\n".join([str(result), *notes]), data, failed_checks(arguments, result))
+
+
+def _other_images(model: fxquant.CompiledModel, batches: ImageBatches) -> list[str]:
+    """What is to be said where the images differ from those of the calibration."""
+    images, _ = next(iter(batches))
+    notes = []
+    found, wanted = images.shape[1:], model.example[0].shape[1:]
+    if found != wanted:
+        sizes = (" x ".join(map(str, shape)) for shape in (found, wanted))
+        notes.append("note: the images are {}, those of the calibration were {}".format(*sizes))
+    known = model.report.provenance.preprocessing
+    if known is not None and batches.preprocessing != known:
+        notes.append(f"note: the calibration's preprocessing was {known}")
+    return notes
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:

@@ -145,7 +145,9 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "labels). PREPROCESSING is a name with changes, as in imagenet,resize=160,crop=160; "
         f"names: {', '.join(PREPROCESSINGS)}.",
     )
-    group.add_argument("--preprocessing", default="imagenet", help="default imagenet")
+    group.add_argument(
+        "--preprocessing", help="default imagenet, or what a saved file was calibrated with"
+    )
     group.add_argument("--resize", metavar="N", help="of the shorter side, or 'none'")
     group.add_argument("--crop", metavar="N", help="of the center, or 'none'")
     group.add_argument("--interpolation", choices=tuple(INTERPOLATIONS))
@@ -244,12 +246,14 @@ def open_calibration(arguments: argparse.Namespace, recipe: fxquant.Recipe) -> B
     )
 
 
-def open_evaluation(arguments: argparse.Namespace) -> ImageBatches:
+def open_evaluation(
+    arguments: argparse.Namespace, default: Preprocessing | None = None
+) -> ImageBatches:
     """The batches of `add_evaluation`, whose source must be given."""
     named = arguments.evaluate_preprocessing
     return open_batches(
         arguments.evaluate,
-        preprocessing=preprocessing(arguments) if named is None else named,
+        preprocessing=preprocessing(arguments, default) if named is None else named,
         images=arguments.evaluate_images,
         select=arguments.select,
         batch_size=arguments.batch_size,
@@ -285,9 +289,15 @@ def _default_images(recipe: fxquant.Recipe) -> int:
     return settings.images or find_method(settings.method).published.images
 
 
-def preprocessing(arguments: argparse.Namespace) -> Preprocessing:
-    """What the options of `add_images` do with each image."""
-    named = Preprocessing.parse(arguments.preprocessing)
+def preprocessing(
+    arguments: argparse.Namespace, default: Preprocessing | None = None
+) -> Preprocessing:
+    """What the options of `add_images` do with each image; they change `default`, if any."""
+    named = (
+        Preprocessing.parse(arguments.preprocessing or "imagenet")
+        if arguments.preprocessing or default is None
+        else default
+    )
     given = {name: getattr(arguments, name) for name in FIELD_READERS}
     return named.replace({name: text for name, text in given.items() if text is not None})
 

@@ -15,6 +15,7 @@ from fxquant.plan.coverage import CoverageRow
 from fxquant.report.accuracy import AccuracyTrail
 from fxquant.report.html import Section, report_sections, write_page
 from fxquant.report.layers import LayerSource
+from fxquant.report.provenance import Provenance
 from passes import PassRecord
 
 _FLOAT_OPERAND = re.compile(r"its operand (\S+) is float")
@@ -63,6 +64,7 @@ class Report:
     timed_on: str = ""
     accuracy: AccuracyTrail | None = None
     layers: LayerSource | None = field(default=None, repr=False, compare=False)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def macs(self) -> int:
@@ -97,6 +99,7 @@ class Report:
             "target_check": dict(self.target_check),
             "time_over_float": self.time_over_float,
             "timed_on": self.timed_on,
+            "provenance": self.provenance.to_json(),
             "accuracy": self.accuracy and self.accuracy.to_json(),
             "passes": [
                 {
@@ -130,6 +133,9 @@ class Report:
             target_check=data["target_check"],
             time_over_float=data.get("time_over_float"),
             timed_on=data.get("timed_on", ""),
+            provenance=Provenance.from_json(data["provenance"])
+            if "provenance" in data
+            else Provenance(),
             accuracy=AccuracyTrail.from_json(data["accuracy"]) if data.get("accuracy") else None,
         )
 

@@ -25,7 +25,8 @@ class CalibrationSet:
     what `forward` of `model` takes are labels and are ignored) or of dicts by the names of its
     parameters. One-shot iterators are read once, or kept in memory where `sweeps` says that they
     are read again; `first` peeks at the first batch without losing it, `names` are the parameters
-    that a batch feeds.
+    that a batch feeds, `seen` is how many samples were read at most, and `preprocessing` what
+    images of a folder went through.
 
     Raises CalibrationError for empty data, for batches that are no tensors, and where what is
     behind the needed inputs may be a label or an optional input.
@@ -48,6 +49,8 @@ class CalibrationSet:
             )
         self._model = model
         self._labels_behind = isinstance(source, ImageBatches)
+        self.preprocessing = source.preprocessing if isinstance(source, ImageBatches) else None
+        self.seen = 0
         self._bound = False
         self.names: tuple[str, ...] = ()
         self._images = images
@@ -106,6 +109,7 @@ class CalibrationSet:
                 batch = tuple(_head(value, self._images - seen) for value in batch)
             seen += _size(batch)
             if _size(batch):
+                self.seen = max(self.seen, seen)
                 yield batch
 
     def _arguments(self, item: Any, index: int) -> tuple[Any, ...]:

@@ -146,8 +146,8 @@ def test_inputs_without_a_batch_dimension(model: nn.Module, example: Tensor, par
     refused(CompileError, lambda: compiled(model, calibration=[example]), part, "give batches")
 
 
-def test_dynamic_quantization_asks_for_an_example() -> None:
-    model = nn.Sequential(nn.Linear(8, 4)).eval()
+def test_dynamic_quantization_asks_for_an_example_where_it_can_guess_none() -> None:
+    model = module(lambda self, x, y: self.fc(x) + y, fc=nn.Linear(8, 4))
     refused(CalibrationError, lambda: fxquant.compile(model, "dynamic_w8a8"), "one batch", "traced")
 
 

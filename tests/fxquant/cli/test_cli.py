@@ -117,6 +117,29 @@ def test_diff_prints_what_passes_changed(capsys: pytest.CaptureFixture[str]) -> 
     assert "\n-" in capsys.readouterr().out
 
 
+def test_a_file_knows_how_it_was_calibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    command = (*COMPILE, "--crop", "10", "--save", "m.fxq")
+    run_json(capsys, *command)
+    known = run_json(capsys, "inspect", "m.fxq")["provenance"]
+    assert known["images"] == 8
+    assert known["preprocessing"]["crop"] == 10
+    assert known["command"].startswith(f"fxquant {' '.join(COMPILE)}")
+    assert main(["inspect", "m.fxq"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("m.fxq: a compiled Net, recipe w8a8")
+    assert "takes x: float32[any, 3, 10, 10]\ncalibrated on 8 samples of 3x10x10" in printed
+
+
+def test_evaluate_prepares_images_as_the_calibration_did(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_json(capsys, *COMPILE, "--crop", "10", "--save", "m.fxq")
+    assert run_json(capsys, "evaluate", "m.fxq", "images")["notes"] == []
+    notes = run_json(capsys, "evaluate", "m.fxq", "images", "--crop", "12")["notes"]
+    assert "images are 3 x 12 x 12, those of the calibration were 3 x 10 x 10" in notes[0]
+    assert "preprocessing was resize=None, crop=10" in notes[1]
+
+
 def test_compile_raises_layers_for_an_accuracy_target(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--recipe", "w2a8", "--target", "reference", "--max-drop", "100")
     data = run_json(capsys, *COMPILE, *options)
