@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         choosing.add_blocks,
         choosing.run_blocks,
     ),
+    "models": (
+        "the models that have names, or those that fit a pattern",
+        choosing.add_models,
+        choosing.run_models,
+    ),
     "recipes": (
         "the named recipes, one of them as TOML, or one made for a model",
         choosing.add_recipes,

@@ -18,6 +18,7 @@ from fxquant.cli import options
 from fxquant.cli.argument_types import size
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import CalibrationError, FxquantError, InputError
+from fxquant.frontend.models import list_models
 from fxquant.measure.auto_bits import auto_recipe, choose_bits, weight_bytes
 from fxquant.measure.pages import write_sensitivity
 from fxquant.measure.sensitivity import Sensitivity
@@ -98,6 +99,26 @@ def run_blocks(arguments: argparse.Namespace) -> Outcome:
         "blocks": [asdict(block) for block in found],
     }
     return Outcome(format_tree(found).rstrip(), data)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fxquant models``."""
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="*",
+        help="a part of the name, or a glob such as 'timm:resnet*' or 'vit_*'",
+    )
+    options.add_common(parser)
+
+
+def run_models(arguments: argparse.Namespace) -> Outcome:
+    """List what MODEL may be by name."""
+    found = list_models(arguments.pattern)
+    if not found:
+        raise InputError(f"no model's name fits {arguments.pattern!r}; `fxquant models` lists all")
+    return Outcome("\n".join(found), {"models": found})
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:

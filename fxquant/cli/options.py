@@ -51,7 +51,7 @@ def add_model(
     parser: argparse.ArgumentParser, *, saved: bool = False, optional: bool = False
 ) -> None:
     """MODEL, ``--weights`` and ``--classes``; where `saved`, MODEL may be a file."""
-    kinds = "torchvision:NAME or module.path:factory"
+    kinds = "torchvision:NAME, timm:NAME or module.path:factory"
     parser.add_argument(
         "model",
         metavar="MODEL",

@@ -1,4 +1,4 @@
-"""Float models by name: ``torchvision:NAME`` or ``module.path:factory``, with weights from a file.
+"""Float models by name: ``torchvision:NAME``, ``timm:NAME`` or ``module.path:factory``.
 
 Weights are read from safetensors files only: loading one runs no code from it.
 """
@@ -6,11 +6,14 @@ Weights are read from safetensors files only: loading one runs no code from it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from fxquant.arguments import checked
 from fxquant.errors import ModelError, nearest
 
 TORCHVISION = "torchvision"
+TIMM = "timm"
 UNUSED_IN_EVAL = "num_batches_tracked"
 
 
@@ -33,7 +37,7 @@ def load_model(
     """The model that `spelling` names, in eval mode.
 
     Args:
-        spelling: ``torchvision:NAME`` (random weights, always the same), or
+        spelling: ``torchvision:NAME`` or ``timm:NAME`` (random weights, always the same), or
             ``module.path:factory``, where factory is called without arguments or is a module;
             modules are also looked for in the working directory.
         weights: a safetensors file for the model; see `load_weights`.
@@ -45,16 +49,17 @@ def load_model(
     package, separator, name = spelling.partition(":")
     if not separator or not package or not name:
         raise ModelError(
-            f"{spelling!r} names no model; write torchvision:NAME or module.path:factory"
+            f"{spelling!r} names no model; write torchvision:NAME, timm:NAME or module.path:factory"
         )
     arguments = {} if classes is None else {"num_classes": classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = (
-            _torchvision(name, arguments)
-            if package == TORCHVISION
-            else _from_factory(package, name, arguments)
-        )
+        if package == TORCHVISION:
+            model = _torchvision(name, arguments)
+        elif package == TIMM:
+            model = _timm(name, arguments)
+        else:
+            model = _from_factory(package, name, arguments)
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
@@ -76,6 +81,39 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _check_keys(str(path), tensors, wanted)
     _check_tensors(str(path), tensors, wanted)
     model.load_state_dict(tensors, strict=False)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of torchvision's models, and of timm's where it is installed, that fit a glob.
+
+    A pattern without a wildcard fits what holds it.
+    """
+    from torchvision import models
+
+    names = [f"{TORCHVISION}:{name}" for name in models.list_models(exclude="quantized_*")]
+    if importlib.util.find_spec(TIMM) is not None:
+        names += [f"{TIMM}:{name}" for name in importlib.import_module(TIMM).list_models()]
+    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    return [
+        name
+        for name in names
+        if fnmatchcase(name, wild) or fnmatchcase(name.partition(":")[2], wild)
+    ]
+
+
+def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        timm = importlib.import_module(TIMM)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{TIMM}:{name} needs the package timm: install it with pip install timm"
+        ) from error
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise ModelError(
+            f"timm has no model {name!r}{nearest(name, known) or '; see `fxquant models timm:`'}"
+        )
+    return _call(f"{TIMM}:{name}", partial(timm.create_model, name, pretrained=False), arguments)
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -213,6 +213,12 @@ def test_recipes_can_be_files(capsys: pytest.CaptureFixture[str], folder: Path) 
     assert run_json(capsys, "recipes", "mine.toml")["toml"] == toml
 
 
+def test_models_lists_names_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "models", "torchvision:mobilenet_v3*")["models"]
+    assert found == ["torchvision:mobilenet_v3_large", "torchvision:mobilenet_v3_small"]
+    assert "torchvision:wide_resnet50_2" in run_json(capsys, "models", "resnet50")["models"]
+
+
 def test_recipes_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"w8a8", "w8a8_x86", "w4a8", "dynamic_w8a8"} <= set(run_json(capsys, "recipes"))
 
@@ -417,6 +423,7 @@ def test_a_failed_check_exits_with_1(
     [
         (("compile", "torchvision:mobilenetv2"), "did you mean 'mobilenet_v2'"),
         (("compile", MODEL), "calibration"),
+        (("models", "no_such_network"), "`fxquant models` lists all"),
         ((*COMPILE, "--recipe", "w8a9"), "did you mean"),
         ((*COMPILE, "--set", "weights.bit=4"), "did you mean"),
         ((*COMPILE, "--set", "weights.bits"), "is no KEY=VALUE"),

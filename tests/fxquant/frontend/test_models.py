@@ -136,3 +136,17 @@ def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:
         load_weights(nn.Linear(2, 3), tmp_path / "w.pth")
     with pytest.raises(ModelError, match="no such weights file"):
         load_weights(nn.Linear(2, 3), tmp_path / "nowhere")
+
+
+def test_networks_of_timm_go_by_name() -> None:
+    pytest.importorskip("timm")
+    model = load_model("timm:test_resnet.r160_in1k", classes=7)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(ModelError, match="did you mean 'resnet18'"):
+        load_model("timm:resnet181")
+
+
+def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match="pip install timm"):
+        load_model("timm:resnet18")
