@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fxquant.arguments import checked
+from fxquant.artifact.graph_json import why_not_saved
 from fxquant.artifact.packing import tensor_bytes
 from fxquant.backends import AUTO, candidates, compare_with_float
 from fxquant.compilation import (
@@ -167,6 +169,10 @@ def front_end(c: Compilation) -> Compilation:
     c = c.run("float", canonical_passes(), check_float_graph)
     check_same_outputs(model, names, c.probe, expected, c.outputs)
     c.recipe.check_selectors(*selectable(c.stages["float"]))
+    if reason := why_not_saved(c.stages["float"]):
+        # Before minutes of work: whoever wants a file should not learn it at the end.
+        warnings.warn(f"the compiled model cannot be saved: {reason}", stacklevel=4)
+        c = c.noting([f"cannot be saved: {reason}"])
     return c.finished("float")
 
 

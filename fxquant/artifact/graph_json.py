@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 import operator
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
+from fxquant.artifact.float_modules import build_module, describe_module
 from fxquant.frontend.prepare import FloatLeaf
 from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
@@ -26,10 +28,12 @@ from passes import (
     softmax_numerators,
     weighted_mean,
 )
+from passes.infra.stored import module_of, set_module
 
-__all__ = ["GraphFormatError", "decode_graph", "encode_graph"]
+__all__ = ["GraphFormatError", "decode_graph", "encode_graph", "why_not_saved"]
 
 _META = ("module_path", "simulated")
+_NAMEDTUPLE = "namedtuple:"
 _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",
@@ -68,13 +72,6 @@ def encode_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
     """
     nodes = []
     for node in graph_module.graph.nodes:
-        if node.op == "call_module":
-            module = graph_module.get_submodule(str(node.target))
-            kind = type(module.module if isinstance(module, FloatLeaf) else module).__name__
-            raise GraphFormatError(
-                f"module {node.target!r} ({kind}) runs in float as code, and an artefact holds no "
-                "code: compile with a model whose modules torch.fx can trace"
-            )
         entry: dict[str, Any] = {
             "name": node.name,
             "op": node.op,
@@ -88,18 +85,56 @@ def encode_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
             meta["grid"] = [
                 grid.scale, grid.zero_point, grid.qmin, grid.qmax, _encode(grid.dtype)["dtype"],
             ]  # fmt: skip
+        if node.op == "call_module":
+            entry["module"] = _encode_module(node, graph_module)
         nodes.append(entry | ({"meta": meta} if meta else {}))
     return {"nodes": nodes}
+
+
+def why_not_saved(graph_module: fx.GraphModule) -> str:
+    """What of a float graph no file can hold, or ""; layers that plain functions replace can."""
+    for node in graph_module.graph.nodes:
+        try:
+            if node.op == "call_function":
+                _encode_target(node)
+            elif isinstance(module_of(node), FloatLeaf):
+                _encode_module(node, graph_module)
+        except GraphFormatError as error:
+            return str(error)
+    return ""
+
+
+def _encode_module(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
+    module = graph_module.get_submodule(str(node.target))
+    described = describe_module(module)
+    if described is None:
+        kind = type(module.module if isinstance(module, FloatLeaf) else module).__name__
+        raise GraphFormatError(
+            f"module {node.target!r} ({kind}) runs in float as code of its own, and a file holds "
+            "no code: write its forward so that torch.fx can trace it"
+        )
+    arguments = {name: _encode(value) for name, value in described["arguments"].items()}
+    return described | {"arguments": arguments}
+
+
+def _decode_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    arguments = {_word(name): _decode(value, {}) for name, value in entry["arguments"].items()}
+    below = {
+        name.removeprefix(f"{path}."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{path}.")
+    }
+    return build_module({**entry, "arguments": arguments}, below)
 
 
 def _encode_target(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
-    name = _names().get(node.target)
+    name = _names().get(node.target) or _namedtuple_name(node.target)
     if name is None:
         raise GraphFormatError(
             f"operation {getattr(node.target, '__name__', node.target)!r} of node {node.name!r} "
-            "is not in the artefact's table of operations"
+            "is not in the file's table of operations: functions of torch and torchvision are"
         )
     return name
 
@@ -129,6 +164,13 @@ def _encode(value: Any) -> Any:
     raise GraphFormatError(f"an argument of type {type(value).__name__} cannot be saved")
 
 
+def _namedtuple_name(target: Any) -> str:
+    """A named tuple that the model returns, by its name and fields; "" for anything else."""
+    if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
+        return _NAMEDTUPLE + ",".join([target.__name__, *target._fields])
+    return ""
+
+
 # -- decoding ----------------------------------------------------------------------------
 
 
@@ -151,6 +193,9 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in data["nodes"]:
+        if entry["op"] == "call_module":
+            path = entry["target"]
+            _set_module(root, path, _decode_module(path, entry["module"], tensors))
         op, target = entry["op"], _decode_target(entry["op"], entry["target"], tensors)
         args = tuple(_decode(argument, nodes) for argument in entry["args"])
         kwargs = {_word(key): _decode(value, nodes) for key, value in entry["kwargs"].items()}
@@ -175,15 +220,25 @@ def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
         if target not in tensors:
             raise GraphFormatError(f"tensor {target!r} is missing")
         return target
+    if op == "call_module":
+        return target
     if op == "call_method":
         if target not in _methods():
             raise GraphFormatError(f"method {target!r} is not in the table of operations")
         return target
+    if op == "call_function" and target.startswith(_NAMEDTUPLE):
+        name, *fields = target.removeprefix(_NAMEDTUPLE).split(",")
+        return namedtuple(_word(name), [_word(field) for field in fields])
     if op == "call_function":
         for function, name in _names().items():
             if name == target:
                 return function
     raise GraphFormatError(f"{op} {target!r} is not in the table of operations")
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    _word(path.replace(".", "_"))
+    set_module(root, path, module)
 
 
 def _word(name: str) -> str:
@@ -232,10 +287,12 @@ def _dtype(name: str) -> torch.dtype:
 def _names() -> dict[Any, str]:
     """Every function that a file may name. All take tensors; none reads files or runs code."""
     names: dict[Any, str] = {}
-    for namespace, prefix in ((torch, "torch"), (F, "functional")):
+    namespaces = ((torch, "torch"), (F, "functional"), (torch.fft, "torch.fft"))
+    for namespace, prefix in namespaces:
         for function in get_overridable_functions().get(namespace, ()):
             name = getattr(function, "__name__", "")
-            if getattr(namespace, name, None) is function:
+            short = name.removeprefix("fft_") if namespace is torch.fft else name
+            if getattr(namespace, short, None) is function:
                 names.setdefault(function, f"{prefix}.{name}")
     for name in dir(F):
         function = getattr(F, name)

@@ -64,7 +64,8 @@ def _lower(
     integer: fx.GraphModule, target: Target, probe: Sequence[Any], keep: frozenset[str]
 ) -> tuple[LoweredGraph, TargetCheck | None]:
     lowered = target.lower(integer, probe, keep)
-    run_and_annotate(lowered.graph_module, probe, name=f"{target.name} graph")
+    if not lowered.has_run:
+        run_and_annotate(lowered.graph_module, probe, name=f"{target.name} graph")
     return lowered, target.check(integer, lowered.graph_module, probe)
 
 

@@ -26,12 +26,14 @@ class LoweredGraph:
     stage of a compile, and what listings and dumps show. A node that stands for an integer node
     has that one's name in ``meta["integer"]``; one that calls the reference operator for want of
     a kernel has ``meta["kernel"] == "reference"``. `records` are those of the passes that rewrote
-    the integer graph first, `notes` are for the report.
+    the integer graph first, `notes` are for the report. `has_run` says that it is a copy of the
+    integer graph, which has run and knows its shapes.
     """
 
     graph_module: fx.GraphModule
     records: tuple[PassRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    has_run: bool = False
 
 
 @dataclass(frozen=True)

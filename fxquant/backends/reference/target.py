@@ -31,7 +31,7 @@ class Reference:
         self, integer: fx.GraphModule, example: Sequence[Any], keep: frozenset[str] = frozenset()
     ) -> LoweredGraph:
         """The integer graph itself."""
-        return LoweredGraph(copy_sharing_tensors(integer))
+        return LoweredGraph(copy_sharing_tensors(integer), has_run=True)
 
     def check(
         self, integer: fx.GraphModule, lowered: fx.GraphModule, example: Sequence[Any]

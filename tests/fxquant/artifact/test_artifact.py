@@ -9,6 +9,8 @@ import operator
 import os
 import pickle
 import re
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 import fxquant
+from fxquant.artifact.float_modules import build_module
 from fxquant.artifact.graph_json import GraphFormatError, _names, decode_graph, encode_graph
 from fxquant.errors import ArtifactError
 from tests.fxquant.small_networks import compiled, conv_net, images, module
@@ -102,7 +105,8 @@ def test_a_module_that_runs_as_code_cannot_be_saved(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else x + 1
 
-    q = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), Branches()).eval())
+    with pytest.warns(UserWarning, match=r"cannot be saved: module '1' \(Branches\)"):
+        q = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), Branches()).eval())
     with pytest.raises(ArtifactError, match=r"m\.fxq.*'1' \(Branches\) runs in float as code"):
         q.save(tmp_path / "m.fxq")
 
@@ -218,3 +222,86 @@ def test_a_compiled_model_is_pickled_and_copied(target: str) -> None:
     for copied in copies:
         assert (copied.target, copied.check_inputs) == (target, False)
         assert torch.equal(copied(x), q(x))
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+class FloatInside(nn.Module):
+    """A convolution, a layer that stays float, and a convolution."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.inside, self.last = nn.Conv2d(3, 4, 3), inside, nn.Conv2d(4, 2, 1)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(self.conv(x)))
+
+
+class Recurrent(nn.Module):
+    """A convolution whose columns a recurrent layer reads."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.inside, self.last = nn.Conv2d(3, 4, 3), inside, nn.Linear(5, 2)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(self.conv(x).mean(2).transpose(1, 2))[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FloatInside(nn.InstanceNorm2d(4, affine=True)),
+        lambda: FloatInside(nn.InstanceNorm2d(4, track_running_stats=True)),
+        lambda: FloatInside(nn.LocalResponseNorm(2)),
+        lambda: FloatInside(nn.Sequential(nn.Unfold(2), nn.Fold((6, 6), 2))),
+        lambda: Recurrent(nn.LSTM(4, 5, batch_first=True)),
+        lambda: Recurrent(nn.GRU(4, 5, batch_first=True)),
+        lambda: Recurrent(nn.RNN(4, 5, nonlinearity="relu", batch_first=True)),
+        lambda: FloatInside(module(lambda self, x: torch.fft.rfft2(x).abs())),
+    ],
+)
+def test_layers_that_stay_float_are_in_the_file(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    q = compiled(make(), target="reference")
+    again = loaded(q, tmp_path / "m.fxq", "reference")
+    assert torch.equal(again(images()), q(images()))
+    assert torch.equal(loaded(again, tmp_path / "n.fxq", "reference")(images()), q(images()))
+
+
+def test_a_named_tuple_comes_back_as_one(tmp_path: Path) -> None:
+    model = module(lambda self, x: Pair(self.conv(x), second=x), conv=nn.Conv2d(3, 2, 3))
+    q = compiled(model, target="reference")
+    found = loaded(q, tmp_path / "m.fxq", "reference")(images())
+    assert found._fields == Pair._fields
+    assert torch.equal(found.first, q(images()).first)
+
+
+def test_a_module_outside_of_the_table_is_never_built() -> None:
+    entry = {"class": "Sequential", "arguments": {}, "why_float": None}
+    with pytest.raises(KeyError, match="Sequential"):
+        build_module(entry, {})
+
+
+def test_a_file_of_format_1_is_read() -> None:
+    """It was written when there were no later ones; its outputs are those of then."""
+    q = fxquant.load(Path(__file__).parent / "version1.fxq", "reference")
+    x = torch.linspace(-2, 2, 32).view(1, 2, 4, 4)
+    assert q(x).tolist() == [[0.2917003631591797, -0.23942826688289642]]
+
+
+def test_a_file_is_run_once_where_the_reference_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled().save(tmp_path / "m.fxq")
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("the golden pair has shown what it computes")
+
+    monkeypatch.setattr("fxquant.backends.checked.run_and_annotate", again)
+    fxquant.load(tmp_path / "m.fxq", "reference")
