@@ -131,7 +131,7 @@ def _encode_target(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
     name = _names().get(node.target) or _namedtuple_name(node.target)
-    if name is None:
+    if not name:
         raise GraphFormatError(
             f"operation {getattr(node.target, '__name__', node.target)!r} of node {node.name!r} "
             "is not in the file's table of operations: functions of torch and torchvision are"
