@@ -30,10 +30,10 @@ def checked(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that holds the arguments of each call against the function's annotations.
 
-    Elements of containers are not looked at, but for sequences of texts; what has no plain type
-    (``Any``, protocols) is taken as it is, and so are flags and the parameters in `but`. `kinds`
-    are the errors for single parameters; all others raise InputError, and so do calls that lack an
-    argument or name one that does not exist.
+    Elements of containers are not looked at, but for sequences of texts and of integers; what has
+    no plain type (``Any``, protocols) is taken as it is, and so are flags and the parameters in
+    `but`. `kinds` are the errors for single parameters; all others raise InputError, and so do
+    calls that lack an argument or name one that does not exist.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -109,10 +109,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if base is collections.abc.Iterable:
         return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
     if base is collections.abc.Sequence:
-        texts = inner == (str,)
         if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
             return False
-        return not texts or all(isinstance(each, str) for each in value)
+        return inner not in ((str,), (int,)) or all(_fits(each, inner[0]) for each in value)
     return isinstance(value, base)
 
 

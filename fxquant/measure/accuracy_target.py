@@ -102,6 +102,10 @@ class _Search:
     ) -> None:
         self.target, self.compiled, self.metric = target, compiled, metric
         self.progress = progress
+        if not hasattr(batches, "__iter__"):
+            raise InputError(
+                f"validation is a {type(batches).__name__}: give batches to measure on"
+            )
         self.batches = _Seen(batches)
         self.inputs = 1
         self.float_value = metric(model, self.batches, bar="float" if progress else "")

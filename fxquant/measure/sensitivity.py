@@ -20,7 +20,7 @@ from fxquant.compiled import CompiledModel
 from fxquant.errors import CalibrationError, FxquantError, ModelError, RecipeError
 from fxquant.measure.tables import finite, table
 from fxquant.measure.widths import What, Widths
-from fxquant.metrics import Closeness, first_tensor, labels_of
+from fxquant.metrics import Closeness, first_tensor, labels_of, outputs_of
 from fxquant.recipe import Recipe
 from fxquant.simulate.calibration_set import CalibrationSet
 
@@ -215,7 +215,7 @@ def measure(
     with torch.no_grad():
         for batch in bar:
             label = next(labels, None)
-            expected = first_tensor(graph.graph(*batch))
+            expected = first_tensor(outputs_of(graph.graph, *batch))
             total.add(expected, expected, label)
             for key, found in graph.outputs(batch):
                 sums.setdefault(key, _Sums()).add(expected, found, label)
