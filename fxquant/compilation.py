@@ -23,6 +23,7 @@ from fxquant.errors import (
     nearest,
 )
 from fxquant.even_out import measured_rewrites
+from fxquant.frontend.capture import SYMBOLIC
 from fxquant.frontend.example import guess_example
 from fxquant.frontend.prepare import check_kind
 from fxquant.plan.coverage import CoverageRow
@@ -107,6 +108,7 @@ class Compilation:
     records: tuple[PassRecord, ...] = ()
     notes: tuple[str, ...] = ()
     leaf_reasons: Mapping[str, str] = field(default_factory=dict)
+    front_end: str = SYMBOLIC
     plan: Plan | None = None
     means: InputMeans | None = None
     coverage: tuple[CoverageRow, ...] = ()

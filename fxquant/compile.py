@@ -26,8 +26,8 @@ from fxquant.compilation import (
 from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
 from fxquant.errors import CompileError, InputError, ModelError, TargetError
 from fxquant.even_out import measured_rewrites
+from fxquant.frontend.capture import as_module, capture
 from fxquant.frontend.faithful import check_same_outputs, outputs_of, run_traced
-from fxquant.frontend.trace import trace
 from fxquant.plan.coverage import coverage
 from fxquant.plan.node_recipe import selectable
 from fxquant.plan.plan import make_plan
@@ -70,7 +70,8 @@ def compile(
 ) -> CompiledModel:
     """Quantize a float model and lower it to a target's kernels.
 
-    `model` is in eval mode and stays as it is. `recipe` is a Recipe or the name of one.
+    `model` is in eval mode and stays as it is; an ExportedProgram and its `module()` are taken
+    too. `recipe` is a Recipe or the name of one.
     `calibration` is a tensor, a DataLoader, or an iterable of tensors, of tuples of tensors
     (labels behind the inputs are ignored) or of dicts by the names of forward's parameters;
     without it the recipe's own source is read. The first batch also gives the example inputs.
@@ -98,7 +99,7 @@ def compile(
     if isinstance(model, CompiledModel):
         raise ModelError("the model is compiled already: compile the float model")
     request = Request(
-        model,
+        as_module(model),
         Recipe.named(recipe) if isinstance(recipe, str) else recipe,
         target,
         verbose=verbose,
@@ -161,8 +162,9 @@ def load(path: str | Path, target: str = "x86", *, check_inputs: bool = True) ->
 def front_end(c: Compilation) -> Compilation:
     """nn.Module → float graph, which computes what the model computes."""
     model, names = c.request.model, c.data.names
-    traced = trace(model, names)
-    c = replace(c, leaf_reasons=traced.leaf_reasons)
+    traced = capture(model, names, c.data.first)
+    c = replace(c, leaf_reasons=traced.leaf_reasons, front_end=traced.front_end)
+    c = c.noting(traced.notes)
     c = c.from_state(run_traced(traced.graph_module, c.data.first))
     expected = outputs_of(model, names, c.probe)
     check_same_outputs(model, names, c.probe, expected, c.outputs)
@@ -261,6 +263,7 @@ def lower(c: Compilation) -> CompiledModel:
     c = replace(c, stages={**c.stages, "integer": integer}).finished("integer")
     report = Report(
         model=type(c.request.model).__name__,
+        front_end=c.front_end,
         recipe=c.recipe.name,
         target=c.request.target,
         coverage=c.coverage,

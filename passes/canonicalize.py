@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from passes.canonical.composites import recognize_channel_shuffle, recognize_gates
+from passes.canonical.composites import (
+    recognize_channel_shuffle,
+    recognize_gates,
+    recognize_normalize,
+)
 from passes.canonical.functional_layers import make_layer_modules
 from passes.canonical.functionalize import functionalize
 from passes.canonical.module_forms import module_form
@@ -71,6 +75,7 @@ class Canonicalize(Pass):
                 _rewrite(rewriter, node, *call)
         recognize_channel_shuffle(rewriter)
         recognize_gates(rewriter)
+        recognize_normalize(rewriter)
         return PassResult(rewriter.finish(), declines)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 
 import torch
 
-__all__ = ["Diagnosis", "diagnose", "guarded_outcome", "user_line"]
+__all__ = ["Diagnosis", "diagnose", "guarded_outcome", "innermost_user_line", "user_line"]
 
 _FOREIGN = (
     str(Path(torch.__file__).parent),
@@ -47,6 +48,9 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "code into a submodule of its own, which then stays float",
     ),
 )
+
+
+_ENTRY = re.compile(r'\s*File "([^"]+)", line (\d+), in ')
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,17 @@ def user_line(frame: FrameType | None) -> str:
     file, line = frame.f_code.co_filename, frame.f_lineno
     source = linecache.getline(file, line).strip()
     return f'  File "{file}", line {line}, in {frame.f_code.co_name}\n    {source}'
+
+
+def innermost_user_line(stack: str) -> str:
+    """Of a stack as text, innermost last: the last entry of the user's code, its source below."""
+    lines = stack.splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        found = _ENTRY.match(lines[index])
+        if found and not _is_foreign(found[1]):
+            source = linecache.getline(found[1], int(found[2])).strip()
+            return f"{lines[index]}\n    {source}"
+    return ""
 
 
 def guarded_outcome(frame: FrameType | None) -> bool | None:

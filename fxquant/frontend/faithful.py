@@ -13,9 +13,9 @@ from fxquant.errors import ModelError, TraceError
 from fxquant.frontend.inputs import arguments
 from passes import VerificationError
 from passes.infra.pipeline import State
-from passes.infra.verify import check_equivalent
+from passes.infra.verify import check_equivalent, run_and_annotate
 
-__all__ = ["check_same_outputs", "outputs_of", "run_traced"]
+__all__ = ["check_same_outputs", "difference", "outputs_of", "run_traced"]
 
 
 def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
@@ -68,3 +68,23 @@ def check_same_outputs(
             f"{kind} computes something else than what was traced of it: {error}; does forward "
             "depend on random numbers, or on what it was called with before?"
         ) from error
+
+
+def difference(
+    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, values: Sequence[Any]
+) -> str:
+    """What `graph` computes otherwise than `model` on `values`; "" where it is the same."""
+    # The model may write into its inputs.
+    positional, named = arguments(model, names, copy.deepcopy(values))
+    with torch.no_grad():
+        expected = model(*positional, **named)
+        try:
+            # As every pass runs it: lists in a node's arguments cannot be written into.
+            found = run_and_annotate(graph, copy.deepcopy(values), name="the graph")
+        except VerificationError as error:
+            return f"its graph does not run: {error}"
+    try:
+        check_equivalent(expected, found, name="the graph")
+    except VerificationError as error:
+        return f"its graph computes something else: {error}"
+    return ""

@@ -20,6 +20,7 @@ __all__ = [
     "check_mode",
     "check_weights",
     "drops_or_learns",
+    "is_aten_graph",
     "is_leaf",
     "prepare",
     "unwrap",
@@ -80,22 +81,21 @@ def is_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, _TRANSPARENT)
 
 
+def is_aten_graph(model: Any) -> bool:
+    """Whether `model` is a GraphModule of aten operators, as torch.export makes it."""
+    return isinstance(model, fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+        for node in model.graph.nodes
+    )
+
+
 def check_kind(model: Any) -> None:
     """Raise ModelError, TraceError for what is not a float module of Python code and float32."""
-    if isinstance(model, torch.export.ExportedProgram):
-        raise ModelError("the model is an ExportedProgram: hand in the nn.Module it came from")
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model is an nn.Module, found a {type(model).__name__}")
     model = unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("the model is a TorchScript module: hand in the nn.Module it came from")
-    if isinstance(model, fx.GraphModule) and any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-        for node in model.graph.nodes
-    ):
-        raise ModelError(
-            "the model is a graph of aten operators: hand in the nn.Module it came from"
-        )
     for path, module in model.named_modules():
         if ".quantized" in type(module).__module__:
             raise ModelError(

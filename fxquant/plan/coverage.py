@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx
 
+from fxquant.frontend.run_counts import count_by_running
 from fxquant.plan.macs import images_of, multiply_accumulates
 from fxquant.plan.operations import Kind
 from fxquant.plan.plan import Plan
-from fxquant.plan.run_counts import count_by_running
 from passes import module_path
 from passes.infra.listing import operation
 

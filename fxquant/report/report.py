@@ -65,6 +65,7 @@ class Report:
     accuracy: AccuracyTrail | None = None
     layers: LayerSource | None = field(default=None, repr=False, compare=False)
     provenance: Provenance = field(default_factory=Provenance)
+    front_end: str = "torch.fx"
 
     @property
     def macs(self) -> int:
@@ -86,6 +87,7 @@ class Report:
             "model": self.model,
             "recipe": self.recipe,
             "target": self.target,
+            "front_end": self.front_end,
             "int8_share": self.int8_share,
             "macs": self.macs,
             "coverage": [asdict(row) for row in self.coverage],
@@ -122,6 +124,7 @@ class Report:
             model=data["model"],
             recipe=data["recipe"],
             target=data["target"],
+            front_end=data.get("front_end", "torch.fx"),
             coverage=tuple(CoverageRow(**row) for row in data["coverage"]),
             quantizers=tuple(QuantizerRow(**row) for row in data["quantizers"]),
             declines=tuple(Refusal(**row) for row in data["declines"]),

@@ -1,4 +1,4 @@
-"""Operations that models spell out of smaller ones: channel shuffle, SiLU, hard sigmoid."""
+"""Operations spelled out of smaller ones: channel shuffle, SiLU, hard sigmoid, normalize."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 from passes.infra.base import tensor_info
 from passes.infra.rewrite import Rewriter
 
-__all__ = ["recognize_channel_shuffle", "recognize_gates"]
+__all__ = ["recognize_channel_shuffle", "recognize_gates", "recognize_normalize"]
 
 
 def recognize_channel_shuffle(rewriter: Rewriter) -> None:
@@ -92,6 +92,37 @@ def recognize_gates(rewriter: Rewriter) -> None:
             if gate.target in gates and gate.args[:1] == (x,) and _read_once(gate):
                 rewriter.replace_call(node, gates[gate.target], (x,), plain, sources=(gate,))
                 break
+
+
+def recognize_normalize(rewriter: Rewriter) -> None:
+    """``x / norm(x, keepdim=True).clamp_min(eps).expand_as(x)`` is `F.normalize`."""
+    for node in list(rewriter.graph.nodes):
+        if node.target is not torch.div or len(node.args) != 2 or node.kwargs.get("rounding_mode"):
+            continue
+        chain = [node.args[1]]
+        for target in ("expand_as", torch.clamp):
+            found = chain[-1]
+            if not isinstance(found, fx.Node) or found.target != target or not _read_once(found):
+                break
+            chain.append(found.args[0])
+        norm: Any = chain[-1]
+        if len(chain) < 3 or norm.target is not torch.linalg.vector_norm or not _read_once(norm):
+            continue
+        expand, clamp = chain[:2]
+        names = ("x", "ord", "dim", "keepdim")
+        given = {
+            "ord": 2,
+            "dim": None,
+            "keepdim": False,
+            **dict(zip(names, norm.args, strict=False)),
+        }
+        given |= norm.kwargs
+        x, dims = node.args[0], given["dim"]
+        dim = dims[0] if isinstance(dims, (tuple, list)) and len(dims) == 1 else dims
+        same = given["x"] is x and expand.args[1] is x and given["keepdim"]
+        if same and isinstance(dim, int) and clamp.kwargs["max"] is None:
+            options = {"p": given["ord"], "dim": dim, "eps": clamp.kwargs["min"]}
+            rewriter.replace_call(node, F.normalize, (x,), options, sources=(expand, clamp, norm))
 
 
 def _read_once(node: fx.Node) -> bool:

@@ -109,11 +109,6 @@ def quantized_by_torch() -> nn.Module:
     ("make", "parts"),
     [
         (lambda: compiled(conv_net()), ("compiled already",)),
-        (lambda: torch.export.export(conv_net(), (images(),)), ("ExportedProgram", "nn.Module")),
-        (
-            lambda: torch.export.export(conv_net(), (images(),)).module(),
-            ("aten operators", "nn.Module it came from"),
-        ),
         (lambda: conv_net().half(), ("weights are float16", "model.float()")),
         (lambda: conv_net(device="meta"), ("0.weight is on the meta device",)),
         (quantized_by_torch, ("2 is a Linear that torch has quantized", "float model")),

@@ -70,9 +70,13 @@ def test_leaves_a_channel_shuffle_whose_halves_are_read() -> None:
         (lambda x: x * F.relu6(x + 3.0) / 6.0, "hardswish"),
         (lambda x: x * (F.hardtanh(3 + x, 0, 6) * (1 / 6)), "hardswish"),
         (lambda x: torch.sigmoid(x) * x, "silu"),
+        (
+            lambda x: x / torch.linalg.vector_norm(x, 2, [1], True).clamp_min(1e-12).expand_as(x),
+            "normalize",
+        ),
     ],
 )
-def test_recognizes_gates(spelled: Any, operation: str) -> None:
+def test_recognizes_compositions(spelled: Any, operation: str) -> None:
     assert canonical(spelled).operations == {operation: 1}
 
 
