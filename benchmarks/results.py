@@ -29,7 +29,7 @@ def write(name: str, data: Any, *, images: Mapping[str, str] | None = None) -> P
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
     content = {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "dirty": bool(_git("status", "--porcelain", "--", ":(top,exclude)benchmarks/results")),
         "machine": str(Machine.here()),
         "torch": str(torch.__version__),
@@ -41,6 +41,11 @@ def write(name: str, data: Any, *, images: Mapping[str, str] | None = None) -> P
     temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
     temporary.replace(path)
     return path
+
+
+def commit() -> str:
+    """That of the code that runs."""
+    return _git("rev-parse", "HEAD")
 
 
 def digest(batches: Iterable[Any]) -> str:
