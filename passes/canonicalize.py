@@ -17,6 +17,7 @@ from passes.canonical.composites import (
 )
 from passes.canonical.functional_layers import make_layer_modules
 from passes.canonical.functionalize import functionalize
+from passes.canonical.indexing import spell_indexing
 from passes.canonical.module_forms import module_form
 from passes.canonical.spellings import (
     ABSENT,
@@ -73,6 +74,7 @@ class Canonicalize(Pass):
             call = _canonical_call(node)
             if call is not None:
                 _rewrite(rewriter, node, *call)
+        spell_indexing(rewriter)
         recognize_channel_shuffle(rewriter)
         recognize_gates(rewriter)
         recognize_normalize(rewriter)

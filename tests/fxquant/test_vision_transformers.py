@@ -240,3 +240,26 @@ def test_convolutional_networks_run_on_integers_alone_too() -> None:
         q.stages["integer"](x)
     assert not mode.inside
     assert sqnr(float_output(model, x), q(x)) > 25
+
+
+class Unbinding(nn.Module):
+    """Attention as timm writes it: one projection, whose result is taken apart by `unbind`."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.norm, self.heads = nn.LayerNorm(width), heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, t, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(y.transpose(1, 2).reshape(n, t, c))
+
+
+def test_attention_that_unbinds_its_projection_runs_on_integers_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), Unbinding(), nn.Linear(16, 4)).eval()
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    q = fxquant.compile(model, "vit_w8a8_integer", calibration=[x], target="reference")
+    assert {row.runs_in for row in q.report.coverage} <= {"int8", "int16"}
