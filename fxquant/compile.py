@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxquant.arguments import checked
@@ -51,7 +52,7 @@ __all__ = ["compile", "load"]
 
 @checked(but=("recipe",), model=ModelError, target=TargetError)
 def compile(
-    model: nn.Module,
+    model: nn.Module | torch.export.ExportedProgram,
     recipe: Recipe | str,
     *,
     calibration: Any = None,
@@ -120,7 +121,7 @@ def compile(
         q = accuracy_target.meet(
             lambda recipe: _compile(replace(request, recipe=recipe), batches),
             request.recipe,
-            model=model,
+            model=request.model,
             batches=batches if validation is None else validation,
             metric=metric,
             progress=progress,
