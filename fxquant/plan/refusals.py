@@ -97,12 +97,34 @@ def indices(node: fx.Node, module: Any) -> str:
 
 def pad(node: fx.Node, module: Any) -> str:
     mode, value = node.kwargs.get("mode", "constant"), node.kwargs.get("value") or 0
-    return "" if mode == "constant" and value == 0 else f"padding with {mode} {value}"
+    return "" if mode != "constant" or value == 0 else f"padding with {value} has no integer form"
 
 
 def interpolate(node: fx.Node, module: Any) -> str:
     mode = node.kwargs.get("mode", "nearest")
-    return "" if mode == "nearest" else f"{mode} interpolation has no integer form"
+    if mode == "nearest":
+        return ""
+    return f"{mode} interpolation has no integer form: its values pass through float32 and back"
+
+
+_PASSES = "no multiply-accumulates stay float with it, its values pass through float32 and back"
+
+
+def division(node: fx.Node, module: Any) -> str:
+    return f"a divisor that the model computes has no integer form: {_PASSES}"
+
+
+def difference(node: fx.Node, module: Any) -> str:
+    return f"a difference to a mean has no integer form: {_PASSES}"
+
+
+def slopes(node: fx.Node, module: Any) -> str:
+    return f"a PReLU with a slope for each channel has no integer form: {_PASSES}"
+
+
+def statistics(node: fx.Node, module: Any) -> str:
+    name = type(module).__name__
+    return f"{name} normalizes by statistics of its input and has no integer form: {_PASSES}"
 
 
 def adaptive(node: fx.Node, module: Any) -> str:

@@ -10,6 +10,7 @@ from fxquant.recipe import Recipe
 from passes import InsideBlocks, Pass, add_relu, module_path
 from passes.canonicalize import Canonicalize
 from passes.decompose_attention import DecomposeAttention
+from passes.decompose_operations import DecomposeOperations
 from passes.defer_softmax_division import DeferSoftmaxDivision
 from passes.eliminate_noops import EliminateNoops
 from passes.fold_batch_norm import FoldBatchNorm
@@ -29,6 +30,7 @@ def canonical_passes() -> list[Pass]:
         EliminateNoops(),
         FoldConstants(),
         DecomposeAttention(),
+        DecomposeOperations(),
     ]
 
 

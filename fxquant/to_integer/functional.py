@@ -101,6 +101,13 @@ def _group_norm(module: Any, constant: Constant, call: Call, args: Any, kwargs: 
     return call(F.group_norm, (args[0], module.num_groups, weight, bias, module.eps), {})
 
 
+def _instance_norm(module: Any, constant: Constant, call: Call, args: Any, kwargs: Any) -> fx.Node:
+    names = ("running_mean", "running_var", "weight", "bias")
+    tensors = (_optional(module, constant, name) for name in names)
+    of_input = module.running_mean is None
+    return call(F.instance_norm, (args[0], *tensors, of_input, 0.0, module.eps), {})
+
+
 def _prelu(module: Any, constant: Constant, call: Call, args: Any, kwargs: Any) -> fx.Node:
     return call(F.prelu, (args[0], constant("weight")), {})
 
@@ -172,6 +179,9 @@ _FUNCTIONALS: dict[type[nn.Module], Functional] = {
     nn.BatchNorm3d: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
+    nn.InstanceNorm1d: _instance_norm,
+    nn.InstanceNorm2d: _instance_norm,
+    nn.InstanceNorm3d: _instance_norm,
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
     nn.MultiheadAttention: _attention,

@@ -30,7 +30,7 @@ def emit_movement(conversion: Conversion, node: fx.Node) -> None:
     grid = conversion.integers[operand].grid
     args = fx.map_arg(node.args, conversion.movable)
     kwargs = dict(fx.map_arg(node.kwargs, conversion.movable))
-    if node.target is F.pad:
+    if node.target is F.pad and kwargs.get("mode", "constant") == "constant":
         kwargs["value"] = grid.zero_point
     target: Any = node.target
     if target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):

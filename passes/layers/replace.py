@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from passes.infra.rewrite import Rewriter
 from passes.layers.fused_layer import FusedLayer
 
-__all__ = ["bare_layer", "make_linear", "replace_layer", "with_tensors"]
+__all__ = ["bare_layer", "make_linear", "replace_layer", "with_tensors", "without_padding"]
 
 
 def bare_layer(module: nn.Module) -> nn.Module:
@@ -64,6 +64,15 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = _own(bias)
     return layer.eval()
+
+
+def without_padding(convolution: nn.Module) -> nn.Module:
+    """A copy of a convolution, on the same tensors, whose input is padded already."""
+    old: Any = convolution
+    new: Any = copy.deepcopy(old, {id(v): v for v in (old.weight, old.bias) if v is not None})
+    new.padding, new.padding_mode = (0,) * len(old.kernel_size), "zeros"
+    new._reversed_padding_repeated_twice = [0, 0] * len(old.kernel_size)
+    return new  # type: ignore[no-any-return]
 
 
 def _own(value: Tensor) -> nn.Parameter:

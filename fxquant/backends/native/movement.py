@@ -120,7 +120,7 @@ def _bits(value: int) -> int:
 
 
 def _moved(planner: Planner, node: fx.Node, source: fx.Node, numbers: Tensor) -> Tensor:
-    if node.target is F.pad:
+    if node.target is F.pad and node.kwargs.get("mode", "constant") == "constant":
         kwargs = {**node.kwargs, "value": -1}
         pad: Any = F.pad
         args: Any = fx.map_arg(node.args, lambda n: numbers if n is source else planner.values[n])
