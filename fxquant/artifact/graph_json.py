@@ -38,6 +38,11 @@ _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",
 )  # fmt: skip
+# Functions that no tensor is handed to, or numbers alone.
+_FACTORIES = (
+    "arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros",
+    "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
+)  # fmt: skip
 _NO_OPERATIONS = (
     "Optional", "assert_int_or_pair", "boolean_dispatch", "handle_torch_function",
     "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic",
@@ -294,11 +299,21 @@ def _names() -> dict[Any, str]:
             short = name.removeprefix("fft_") if namespace is torch.fft else name
             if getattr(namespace, short, None) is function:
                 names.setdefault(function, f"{prefix}.{name}")
+    for namespace, prefix in ((torch.linalg, "linalg"), (torch.fft, "fft")):
+        for name in dir(namespace):
+            function = getattr(namespace, name)
+            builtin = isinstance(function, type(torch.linalg.vector_norm))
+            if builtin and not name.startswith("_"):
+                names.setdefault(function, f"{prefix}.{name}")
     for name in dir(F):
         function = getattr(F, name)
         is_function = callable(function) and not isinstance(function, type)
         if is_function and not name.startswith("_") and name not in _NO_OPERATIONS:
             names.setdefault(function, f"functional.{name}")
+    for name in _FACTORIES:
+        names[getattr(torch, name)] = f"torch.{name}"
+    for name in ("nms", "roi_align", "deform_conv2d"):
+        names[getattr(torch.ops.torchvision, name).default] = f"torchvision.{name}"
     for name in _OPERATORS:
         names[getattr(operator, name)] = f"operator.{name}"
     for op in OPERATORS:

@@ -305,3 +305,21 @@ def test_a_file_is_run_once_where_the_reference_is_loaded(
 
     monkeypatch.setattr("fxquant.backends.checked.run_and_annotate", again)
     fxquant.load(tmp_path / "m.fxq", "reference")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda y: torch.cat([y, torch.zeros(y.shape[0], 1, 6, 6)], 1),
+        lambda y: torch.fft.rfft2(y).abs(),
+        lambda y: torch.linalg.vector_norm(y, 2, [1], True),
+    ],
+)
+def test_saves_what_makes_tensors_and_functions_of_linalg_and_fft(
+    behind: Any, tmp_path: Path
+) -> None:
+    model = module(lambda s, x: behind(s.conv(x)), conv=nn.Conv2d(3, 4, 3))
+    x = images()[:, :, :8, :8]
+    q = fxquant.compile(model.eval(), "w8a8", calibration=[x], target="reference")
+    again = loaded(q, tmp_path / "m.fxq", "reference")
+    assert torch.equal(again(x), q(x))
