@@ -26,7 +26,7 @@ __all__ = ["EXPORT", "SYMBOLIC", "Captured", "as_module", "capture"]
 
 SYMBOLIC, EXPORT = "torch.fx", "torch.export"
 
-_MUCH = 0.01
+_MUCH = 0.001
 """Which share of the multiply-accumulates in float leaves makes another attempt worth its time."""
 
 
@@ -124,9 +124,11 @@ def _heavy_leaves(
     except Exception:
         return ""  # the model does not run on this: the pipeline says at which operation
     total = sum(count or 0 for count in counts.values())
-    heavy = [name for name in leaves if counts[name] is None or (counts[name] or 0) > _MUCH * total]
-    if not heavy:
+    unknown = [name for name in leaves if counts[name] is None]
+    known = sorted(leaves, key=lambda name: -(counts[name] or 0))
+    if not unknown and sum(counts[name] or 0 for name in known) <= _MUCH * total:
         return ""
+    heavy = unknown or [name for name in known if counts[name]]
     paths = {node.name: str(node.target) for node in graph_module.graph.nodes}
     more = f" (and {len(heavy) - 1} more)" if len(heavy) > 1 else ""
     return f"{paths[heavy[0]]}{more} {leaves[heavy[0]]}"
