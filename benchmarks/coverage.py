@@ -160,6 +160,30 @@ def summary(rows: Iterable[dict[str, Any]]) -> str:
     )
 
 
+def table() -> str:
+    """A sentence that counts the networks, and a row for each, as Markdown."""
+    rows = rows_of_file()
+    headers = ("network", "recipe", "front end", "MACs in int8", "SQNR", "file")
+    cells = [headers, ["---"] * len(headers), *(_cells(rows[name]) for name in sorted(rows))]
+    lines = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"{summary(rows.values())}.\n\n{lines}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    name = f"`{row['network']}`"
+    if "error" in row:
+        return [name, row.get("recipe", ""), "", "", "", _short(row["error"])]
+    sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
+    int8 = f"{100 * row['int8']:.1f} %"
+    return [name, row["recipe"], row["front_end"], int8, sqnr, _short(row.get("saved", ""))]
+
+
+def _short(text: str) -> str:
+    # A path of the machine that measured says nothing, and a bar would end the cell.
+    text = " ".join(word.rpartition("/")[2] for word in text.split()).replace("|", "/")
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

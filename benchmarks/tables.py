@@ -18,11 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import coverage as covering
 from benchmarks import deployment, low_bit
 from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/low_bit.md", "docs/native.md", "docs/onnx.md", "docs/transformers.md")
+PAGES = (
+    *("README.md", "docs/low_bit.md", "docs/native.md", "docs/onnx.md", "docs/transformers.md"),
+    "docs/coverage.md",
+)
 
 
 NAMES = {
@@ -207,6 +211,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vit_latency": vit_latency,
     "deployed": deployed,
     "coverage": coverage,
+    "networks": covering.table,
 }
 
 
