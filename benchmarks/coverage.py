@@ -155,7 +155,8 @@ def summary(rows: Iterable[dict[str, Any]]) -> str:
     whole = [row for row in compiled if row["int8"] >= 0.99]
     same = [row for row in compiled if row.get("saved") == "equal"]
     return (
-        f"{len(compiled)} of {len(rows)} networks compile, {len(whole)} of these with at least "
+        f"{len(rows)} of {len(networks_covered.NETWORKS)} networks are measured: "
+        f"{len(compiled)} compile, {len(whole)} of these with at least "
         f"99 % of the multiply-accumulates in int8; {len(same)} files are equal when loaded"
     )
 

@@ -21,7 +21,15 @@ from fxquant.to_integer.operations import EMITTERS
 from tests.fxquant.plan.test_plan import conv, planned
 from tests.fxquant.small_networks import images, module
 
-WITHOUT_EMITTER = (Kind.SOFTMAX, Kind.NORM, Kind.NORMALIZE, Kind.SELECT, Kind.MOVE, Kind.SHAPE)
+WITHOUT_EMITTER = (
+    Kind.FLOAT,
+    Kind.SOFTMAX,
+    Kind.NORM,
+    Kind.NORMALIZE,
+    Kind.SELECT,
+    Kind.MOVE,
+    Kind.SHAPE,
+)
 """These compute by their integer form, or are called on the integers as they are."""
 
 REFUSED: list[tuple[Callable[[Any, Tensor], Tensor], str]] = [
@@ -100,6 +108,8 @@ def test_behind_the_last_integers_it_stays_float() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: getattr(o, "__name__", str(o)))
 def test_every_operation_is_emitted_or_refused(operation: Any) -> None:
     row = OPERATIONS[operation]
+    if row.kind is Kind.FLOAT:
+        assert row.refuse(torch.fx.Graph().placeholder("x"), None)
     if row.kind in WITHOUT_EMITTER:
         return
     assert row.kind in EMITTERS or operation in EMITTERS
