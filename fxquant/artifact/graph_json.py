@@ -299,12 +299,10 @@ def _names() -> dict[Any, str]:
             short = name.removeprefix("fft_") if namespace is torch.fft else name
             if getattr(namespace, short, None) is function:
                 names.setdefault(function, f"{prefix}.{name}")
-    for namespace, prefix in ((torch.linalg, "linalg"), (torch.fft, "fft")):
-        for name in dir(namespace):
-            function = getattr(namespace, name)
-            builtin = isinstance(function, type(torch.linalg.vector_norm))
-            if builtin and not name.startswith("_"):
-                names.setdefault(function, f"{prefix}.{name}")
+    for name in dir(torch.linalg):
+        function = getattr(torch.linalg, name)
+        if isinstance(function, type(torch.linalg.vector_norm)) and not name.startswith("_"):
+            names.setdefault(function, f"linalg.{name}")
     for name in dir(F):
         function = getattr(F, name)
         is_function = callable(function) and not isinstance(function, type)
