@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx
@@ -298,6 +297,8 @@ def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
 
 
 def _versions() -> dict[str, str]:
+    import torchvision  # it takes longer to import than all of fxquant
+
     from fxquant.version import __version__
 
     return {

@@ -8,11 +8,11 @@ import operator
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
@@ -322,7 +322,8 @@ def _names() -> dict[Any, str]:
     names[softmax_numerators] = "fxquant.softmax_numerators_float"
     names[weighted_mean] = "fxquant.weighted_mean_float"
     names[pair] = "fxquant.pair"
-    swin = torchvision.models.swin_transformer
+    # torchvision takes longer to import than all of fxquant.
+    swin = import_module("torchvision.models.swin_transformer")
     for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):
         names[getattr(swin, name)] = f"torchvision.swin.{name}"
     return names

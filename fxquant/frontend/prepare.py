@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from fxquant.errors import ModelError, TraceError
 from passes import overrides_forward
@@ -35,7 +34,6 @@ _CHANGES_WITH_MODE = (
     nn.modules.dropout._DropoutNd,
     nn.RReLU,
     nn.FractionalMaxPool2d,
-    StochasticDepth,
 )
 
 
@@ -124,8 +122,11 @@ def drops_or_learns(module: nn.Module) -> bool:
         return False
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return bool(module.dropout)
-    if isinstance(module, _CHANGES_WITH_MODE) or type(module).__module__.startswith("torch.nn"):
-        return isinstance(module, _CHANGES_WITH_MODE)
+    changes = isinstance(module, _CHANGES_WITH_MODE) or _is_of_torchvision(
+        module, "StochasticDepth"
+    )
+    if changes or type(module).__module__.startswith("torch.nn"):
+        return changes
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return code is not None and "training" in code.co_names
 
@@ -184,7 +185,7 @@ def _replace_parts(
 
 def _plain(module: nn.Module) -> nn.Module:
     module = unwrap(module)
-    if isinstance(module, FrozenBatchNorm2d):
+    if _is_of_torchvision(module, "FrozenBatchNorm2d"):
         frozen: Any = module
         norm = nn.BatchNorm2d(frozen.weight.numel(), eps=frozen.eps, device="meta").eval()
         norm.weight, norm.bias = nn.Parameter(frozen.weight), nn.Parameter(frozen.bias)
@@ -198,6 +199,14 @@ def _plain(module: nn.Module) -> nn.Module:
         return module
     own = "has a forward of its own" if "forward" in vars(module) else "has forward hooks"
     return FloatLeaf(module, f"{own}, which a compiled layer would not run")
+
+
+def _is_of_torchvision(module: nn.Module, name: str) -> bool:
+    """Whether it is such a layer; torchvision, which takes long to import, stays out of it."""
+    return any(
+        kind.__name__ == name and kind.__module__.startswith("torchvision.ops")
+        for kind in type(module).__mro__
+    )
 
 
 def _compute_parametrized(module: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["count_by_running"]
 
@@ -57,6 +56,8 @@ class _Counts(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.names:
             return super().run_node(n)
+        from torch.utils.flop_counter import FlopCounterMode  # it imports triton
+
         with _Uncounted() as uncounted, FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
         self.found[n.name] = None if uncounted.seen else counter.get_total_flops() // 2
