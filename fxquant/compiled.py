@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,6 +18,7 @@ from fxquant.backends import lower_fastest
 from fxquant.errors import CompileError, InputError, TargetError, nearest
 from fxquant.export import export_cpp
 from fxquant.export.onnx import OnnxOptions, export_onnx
+from fxquant.frontend.run_inputs import check_finite, is_float, mismatch, shapes
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
@@ -79,18 +78,20 @@ class CompiledModel(nn.Module):
             inputs = self._by_position(inputs, named)
         signature = tuple([(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs])
         if signature != self._signature:
-            raise InputError(self._mismatch(inputs))
+            raise InputError(mismatch(inputs, self.example))
         if self.check_inputs:
-            _check_finite(inputs)
+            check_finite(inputs)
         else:
             # What a kernel makes of a NaN differs: torch's take it for the largest code.
-            inputs = tuple(torch.nan_to_num(x) if _is_float(x) else x for x in inputs)
+            inputs = tuple(torch.nan_to_num(x) if is_float(x) else x for x in inputs)
         try:
             with torch.no_grad():
                 return self.__dict__["_run"](*inputs)
         except RuntimeError as error:
-            if self._shapes(inputs) != self._shapes(self.example):
-                raise InputError(f"{self._mismatch(inputs)} ({_first_line(error)})") from error
+            if shapes(inputs) != shapes(self.example):
+                raise InputError(
+                    f"{mismatch(inputs, self.example)} ({_first_line(error)})"
+                ) from error
             raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
@@ -226,18 +227,6 @@ class CompiledModel(nn.Module):
             )
         return (*inputs, *(named[name] for name in rest))
 
-    @staticmethod
-    def _shapes(inputs: tuple[Any, ...]) -> list[Any]:
-        return [tuple(x.shape[1:]) if isinstance(x, Tensor) else None for x in inputs]
-
-    def _mismatch(self, inputs: tuple[Any, ...]) -> str:
-        if len(inputs) != len(self.example):
-            return f"the model takes {len(self.example)} inputs, found {len(inputs)}"
-        for index, (found, wanted) in enumerate(zip(inputs, self.example, strict=True)):
-            if _words(found) != _words(wanted):
-                return f"input {index} is {_words(found)}, expected {_words(wanted)}"
-        return "the input does not fit"
-
 
 class _Stages(dict[str, fx.GraphModule]):
     """The graphs by name; asking for one that is not there says which are."""
@@ -329,44 +318,6 @@ def with_simulated(
     return lower_compiled(
         stages, q.target, recipe=q.recipe, report=report, example=q.example, plan=q.plan
     )
-
-
-def _check_finite(inputs: tuple[Any, ...]) -> None:
-    for index, value in enumerate(inputs):
-        if not _is_float(value):
-            continue
-        # One pass; a sum of finite values that overflows is told apart by the second.
-        if not math.isfinite(_sum(value)):
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
-                raise InputError(
-                    f"input {index} holds {bad} values that are NaN or infinite: look at the "
-                    "preprocessing (check_inputs=False takes 0 for a NaN and clips the rest)"
-                )
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _sum(value: Tensor) -> float:
-    """By numpy where it knows the type: torch's second thread would go on spinning for a while.
-
-    It takes a core from the target's own threads just when they start: with two threads on two
-    cores ResNet-18 took twice as long.
-    """
-    value = value.detach()
-    if value.dtype not in (torch.float32, torch.float64) or value.device.type != "cpu":
-        return float(value.sum().item())
-    with numpy.errstate(all="ignore"):
-        return float(value.numpy().sum())
-
-
-def _words(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    shape = ", ".join(["any", *map(str, value.shape[1:])]) if value.dim() else ""
-    return f"{str(value.dtype).removeprefix('torch.')}[{shape}]"
 
 
 def _first_line(error: Exception) -> str:
