@@ -1,4 +1,7 @@
-"""`fxquant.compile`: the way of the data, on one page."""
+"""`fxquant.compile`: the way of the data, on one page.
+
+More than 300 lines, because the six steps are read in a row.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A compiled model: an nn.Module that runs the graph of its target."""
+"""A compiled model: an nn.Module that runs the graph of its target.
+
+More than 300 lines, because what each public method promises is written where it stands.
+"""
 
 from __future__ import annotations
 
