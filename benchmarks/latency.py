@@ -26,6 +26,7 @@ DEFAULT = ("resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x1_0")
 
 
 def randomized(name: str) -> nn.Module:
+    """The network with random weights and batch norms as different as trained ones."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     with torch.no_grad():

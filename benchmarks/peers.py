@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torchvision
 from tabulate import tabulate
-from torch import nn
 
 import fxquant
 from benchmarks import results
+from benchmarks.latency import randomized
 from fxquant.measure.benchmark import benchmark
 from fxquant.measure.peers import PEERS, peers, versions
 
@@ -44,18 +43,6 @@ TRANSFORMERS = ("convnext", "vit", "swin", "maxvit")
 
 # Names of instruction sets: ours, and what oneDNN's ONEDNN_MAX_CPU_ISA calls the same.
 ONEDNN_ISA = {"avx2": "AVX2", "avxvnni": "AVX2_VNNI", "avx512vnni": "AVX512_CORE_VNNI"}
-
-
-def randomized(name: str) -> nn.Module:
-    """The network with random weights and batch norms as different as trained ones."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None).eval()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
