@@ -29,6 +29,18 @@ ROOT = Path(__file__).parents[1]
 assert kernels  # the operators are registered on its import
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that the navigation does not name behind the other guides, under their heading."""
+    assert config.nav is not None
+    (guides,) = (section["Guides"] for section in config.nav if "Guides" in section)
+    named = json.dumps(config.nav)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        if f'"{page.name}"' not in named:
+            heading = page.read_text(encoding="utf-8").partition("\n")[0]
+            guides.append({heading.lstrip("# "): page.name})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to those of the folder."""
     for path, make in PAGES.items():

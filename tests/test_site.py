@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import os
@@ -46,6 +47,17 @@ def test_the_site_builds_offline_with_warnings_as_errors(tmp_path: Path) -> None
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)"', page.read_text())
         assert [address for address in loaded if "canonical" not in address] == [], page
+
+
+def test_a_page_that_the_navigation_does_not_name_stands_behind_the_guides(
+    generated: ModuleType,
+) -> None:
+    config = importlib.import_module("mkdocs.config").load_config(str(ROOT / "mkdocs.yml"))
+    (guides,) = (section["Guides"] for section in config.nav if "Guides" in section)
+    (native,) = (page for page in guides if "native.md" in page.values())
+    guides.remove(native)
+    generated.on_config(config)
+    assert guides[-1] == native
 
 
 def test_every_pass_is_there_with_its_docstring(generated: ModuleType) -> None:
