@@ -66,7 +66,7 @@ def reached(model: Any, reference: Tensor, images: Tensor, landmarks: Tensor) ->
 def trained(q: fxquant.CompiledModel) -> fxquant.CompiledModel:
     """Quantization-aware training on new faces, taught by the float network alone."""
     loader = [draw(64, seed=CALIBRATION_SEED + 1 + batch)[0] for batch in range(32)]
-    return fxquant.finetune(q, loader, epochs=4)
+    return fxquant.finetune(q, loader, loss=None, epochs=4)
 
 
 def side_by_side(images: Tensor, pairs: Mapping[str, Tensor], path: Path) -> None:
@@ -85,17 +85,12 @@ def layers(q: fxquant.CompiledModel, images: Tensor) -> str:
     """The layers of a compiled network with the errors of weight, bias and value."""
     found = fxquant.compare(q, images)
     names = dict.fromkeys(row.name for row in found.rows if row.what == "weight")
-    errors = {(row.what, row.name): row.sqnr_db for row in found.rows}
-    values = {row.name.replace("_", "."): row.sqnr_db for row in found.rows}
+    errors = {(row.what, row.name.replace("_", ".")): row.sqnr_db for row in found.rows}
     rows = [
-        (
-            name,
-            errors["weight", name],
-            errors.get(("bias", name)),
-            values.get(name.replace("_", ".")),
-        )
-        for name in names
+        (name, *(errors.get((what, name)) for what in ("weight", "bias", "activation")))
+        for name in (name.replace("_", ".") for name in names)
     ]
+    rows.append(("landmarks", None, None, errors["output", "output"]))
     return tabulate(
         rows, ("layer", "weight dB", "bias dB", "value, accumulated dB"), floatfmt=".1f"
     )
