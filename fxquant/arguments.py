@@ -69,10 +69,7 @@ def checked(
                 )
                 if named and key not in but and not _fits(value, hint):
                     kind = kinds.get(key, InputError)
-                    shown = f" ({value!r})" if isinstance(value, (str, int, float)) else ""
-                    raise kind(
-                        f"{name}: {key} is a {type(value).__name__}{shown}, expected {_words(hint)}"
-                    )
+                    raise kind(f"{name}: {key} is {_shown(value)}, expected {_words(hint)}")
             return function(*args, **kwargs)
 
         return call
@@ -113,6 +110,12 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         return inner not in ((str,), (int,)) or all(_fits(each, inner[0]) for each in value)
     return isinstance(value, base)
+
+
+def _shown(value: Any) -> str:
+    empty = isinstance(value, (list, tuple, dict)) and not value
+    plain = empty or isinstance(value, (str, int, float))
+    return repr(value) if plain else f"a {type(value).__name__}"
 
 
 def _words(hint: Any) -> str:

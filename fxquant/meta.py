@@ -12,6 +12,13 @@ NODE_KEYS: Mapping[str, MetaKey] = {
     **KEYS,
     **key_table(
         MetaKey(
+            "front_end",
+            "place",
+            "str: of a graph as a whole, that torch.export made it",
+            "the front end, of a model that was handed in as its graph",
+            "the front end; the report",
+        ),
+        MetaKey(
             "simulated",
             "integers",
             "str: the node of the simulated graph that a node stands for",

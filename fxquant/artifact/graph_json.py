@@ -200,6 +200,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
     for entry in data["nodes"]:
         if entry["op"] == "call_module":
             path = entry["target"]
+            if "module" not in entry:
+                raise GraphFormatError(f"module {path!r} is not described")
             _set_module(root, path, _decode_module(path, entry["module"], tensors))
         op, target = entry["op"], _decode_target(entry["op"], entry["target"], tensors)
         args = tuple(_decode(argument, nodes) for argument in entry["args"])
@@ -310,8 +312,6 @@ def _names() -> dict[Any, str]:
             names.setdefault(function, f"functional.{name}")
     for name in _FACTORIES:
         names[getattr(torch, name)] = f"torch.{name}"
-    for name in ("nms", "roi_align", "deform_conv2d"):
-        names[getattr(torch.ops.torchvision, name).default] = f"torchvision.{name}"
     for name in _OPERATORS:
         names[getattr(operator, name)] = f"operator.{name}"
     for op in OPERATORS:
@@ -322,10 +322,12 @@ def _names() -> dict[Any, str]:
     names[softmax_numerators] = "fxquant.softmax_numerators_float"
     names[weighted_mean] = "fxquant.weighted_mean_float"
     names[pair] = "fxquant.pair"
-    # torchvision takes longer to import than all of fxquant.
+    # torchvision takes longer to import than all of fxquant; its import registers its operators.
     swin = import_module("torchvision.models.swin_transformer")
     for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):
         names[getattr(swin, name)] = f"torchvision.swin.{name}"
+    for name in ("nms", "roi_align", "deform_conv2d"):
+        names[getattr(torch.ops.torchvision, name).default] = f"torchvision.{name}"
     return names
 
 

@@ -15,7 +15,7 @@ from passes import VerificationError
 from passes.infra.pipeline import State
 from passes.infra.verify import check_equivalent, run_and_annotate
 
-__all__ = ["check_same_outputs", "difference", "outputs_of", "run_traced"]
+__all__ = ["check_repeatable", "check_same_outputs", "difference", "outputs_of", "run_traced"]
 
 
 def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
@@ -57,16 +57,23 @@ def check_same_outputs(
     try:
         check_equivalent(expected, found, name="the float graph")
     except VerificationError as error:
-        try:
-            check_equivalent(expected, outputs_of(model, names, probe), name="a second call")
-        except VerificationError as again:
-            raise ModelError(
-                f"{kind} gives other outputs when it is called again with the same inputs: take "
-                "random numbers and counters of calls out of forward"
-            ) from again
+        check_repeatable(model, names, probe, expected)
         raise TraceError(
             f"{kind} computes something else than what was traced of it: {error}; does forward "
             "depend on random numbers, or on what it was called with before?"
+        ) from error
+
+
+def check_repeatable(
+    model: nn.Module, names: Sequence[str], probe: tuple[Any, ...], expected: Any
+) -> None:
+    """Raise ModelError where another call of the model gives something else than `expected`."""
+    try:
+        check_equivalent(expected, outputs_of(model, names, probe), name="a second call")
+    except VerificationError as error:
+        raise ModelError(
+            f"{type(model).__name__} gives other outputs when it is called again with the same "
+            "inputs: take random numbers and counters of calls out of forward"
         ) from error
 
 

@@ -23,7 +23,7 @@ Storage = Literal["file", "bits"]
 _MOST_UNITS = 1 << 20
 
 
-@checked(fixed=RecipeError)
+@checked(but=("objective",), fixed=RecipeError)
 def choose_bits(
     sensitivity: Sensitivity,
     size_budget_bytes: float | None = None,

@@ -152,7 +152,7 @@ class Sensitivity:
             axis.legend(fontsize=7)
 
 
-@checked(model=ModelError, recipe=RecipeError, bits=RecipeError)
+@checked(but=("bits",), model=ModelError, recipe=RecipeError)
 def measure(
     model: nn.Module | CompiledModel,
     recipe: Recipe | str,
@@ -184,9 +184,10 @@ def measure(
         RecipeError: a bit width is no bit width, or nothing is quantized.
         CalibrationError: the data are empty or of the wrong form.
     """
-    widths = sorted(set(bits))
-    if not widths or any(isinstance(b, bool) or b not in range(2, 9) for b in widths):
-        raise RecipeError(f"bit widths lie between 2 and 8, got {list(bits)}")
+    whole = isinstance(bits, Sequence) and all(type(width) is int for width in bits)
+    widths = sorted(set(bits)) if whole else []
+    if not widths or widths[0] < 2 or widths[-1] > 8:
+        raise RecipeError(f"bit widths are integers between 2 and 8, got {bits!r}")
     if isinstance(data, Iterable) and iter(data) is data:
         data = list(data)
     if isinstance(model, nn.Module) and not isinstance(model, CompiledModel):

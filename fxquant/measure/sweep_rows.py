@@ -139,5 +139,9 @@ def digest(model: nn.Module, batches: Iterable[Iterable[Batch]], *settings: obje
 
 def _evaluation(fields: Mapping[str, Any]) -> Evaluation:
     reference = fields["reference"]
-    plain = {**fields, "reference": reference and _evaluation(reference)}
+    plain = {
+        **fields,
+        "reference": reference and _evaluation(reference),
+        "changed": tuple(fields["changed"]),
+    }
     return Evaluation(**plain)

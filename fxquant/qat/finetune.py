@@ -24,7 +24,7 @@ __all__ = ["TrainingError", "finetune"]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
-@checked(train_loader=DataError)
+@checked(but=("teacher",), train_loader=DataError)
 def finetune(
     q: CompiledModel,
     train_loader: Iterable[Any],

@@ -43,6 +43,13 @@ KEYS: Mapping[str, MetaKey] = key_table(
         "`module_path`; selectors of recipes, reports, the names of blocks",
     ),
     MetaKey(
+        "val",
+        "export",
+        "FakeTensor, or what else the node yields",
+        "torch.export",
+        "what spells its graphs as any other",
+    ),
+    MetaKey(
         "origin",
         "place",
         "tuple of str: the traced nodes whose work the node does",

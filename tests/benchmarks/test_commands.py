@@ -10,7 +10,7 @@ import pytest
 import benchmarks
 
 MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
-SHARED = ("names", "networks", "results")
+SHARED = ("names", "networks", "networks_covered", "results")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # another test may have imported it

@@ -321,6 +321,7 @@ def _process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = seeded(checkpoint=f"{folder}/rows-{rank}")
     torch.save(_reached(found), f"{folder}/{rank}")
+    dist.barrier()  # gloo aborts a process whose peer has gone while it takes leave
     dist.destroy_process_group()
 
 
