@@ -81,6 +81,10 @@ class Native:
         approximated = int(lowered.meta["approximated"])
         if approximated:
             found = replace(found, operations=(), approximated=approximated)
+        elif found.largest == 0 and found.output_differing:
+            # Programs yield dense values where the reference's may be views, over which some of
+            # torch's own float operations add in another order.
+            found = replace(found, approximated=_floats_of_torch(lowered))
         if found.largest == 0 and (approximated or not found.output_differing):
             stored(key, json.dumps(asdict(found)).encode())
         return found
@@ -88,6 +92,12 @@ class Native:
     def execution(self, lowered: fx.GraphModule, example: Sequence[Any]) -> Execution:
         """The graph's own forward: a call of each native program."""
         return Execution(lowered.forward)
+
+
+def _floats_of_torch(lowered: fx.GraphModule) -> int:
+    """How many float operations torch computes, between programs or behind them."""
+    left = (node for node in lowered.graph.nodes if node.meta.get("kernel") == "reference")
+    return sum(not operation(node).startswith("fxquant.") for node in left)
 
 
 def _comparison(integer: fx.GraphModule, lowered: fx.GraphModule, example: Sequence[Any]) -> str:

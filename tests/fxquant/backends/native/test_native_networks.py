@@ -13,6 +13,7 @@ from torch import nn
 import fxquant
 from fxquant.compiled import CompiledModel
 from fxquant.errors import CompileError
+from fxquant.metrics import Closeness
 from passes.infra.verify import flatten
 from tests.fxquant.random_networks import OPERATIONS, RandomNetwork
 
@@ -35,6 +36,16 @@ def assert_same(expected: Any, found: Any) -> None:
         assert torch.equal(want, got), path
 
 
+def assert_close(expected: Any, found: Any) -> None:
+    closeness = Closeness()
+    for (path, want), (other, got) in zip(flatten(expected), flatten(found), strict=True):
+        assert path == other
+        closeness.add(want, got)
+    # Rounding to 2^-24 leaves 144 dB, and a norm of nearly equal values takes some of them; one
+    # wrong step of an 8-bit integer would leave 50.
+    assert closeness.sqnr_db > 100
+
+
 def compiled(network: RandomNetwork, changes: dict[str, Any]) -> CompiledModel | None:
     recipe = fxquant.Recipe.named("w8a8").replace(changes)
     try:
@@ -55,12 +66,21 @@ def check_random_network(seed: int) -> None:
     native = reference.to_target("native")
     for images in (1, 4, 7):
         x = torch.cat([network.example, network.example.flip(0)])[:images]
-        assert_same(reference(x), native(x))
+        if native.report.target_check["output_differing"]:
+            # Every integer is right, or the compile would have failed: torch adds floats in
+            # another order where a program's value is dense and the reference's a view.
+            assert_close(reference(x), native(x))
+        else:
+            assert_same(reference(x), native(x))
 
 
 @pytest.mark.parametrize("seed", range(25))
 def test_random_networks_give_the_reference_s_integers(seed: int) -> None:
     check_random_network(seed)
+
+
+def test_floats_that_torch_computes_between_programs_may_be_added_in_another_order() -> None:
+    check_random_network(1058)
 
 
 @pytest.mark.slow
