@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import re
 import resource
 import tempfile
 import time
@@ -72,7 +73,12 @@ def _reasons(q: fxquant.CompiledModel) -> str:
     for row in q.report.coverage:
         if row.reason and row.macs != 0:
             shares[row.reason] = shares.get(row.reason, 0) + (row.macs or 0)
-    return "; ".join(sorted(shares, key=lambda reason: -shares[reason])[:3])
+    return _anywhere("; ".join(sorted(shares, key=lambda reason: -shares[reason])[:3]))
+
+
+def _anywhere(text: str) -> str:
+    """Without the folder that packages lie in, which is this machine's."""
+    return re.sub(r"\S*/site-packages/", "", text)
 
 
 def _sqnr(want: Any, found: Any) -> float | None:
@@ -115,7 +121,7 @@ def in_own_process(function: Callable[..., Any], *args: Any, seconds: int, memor
         try:
             connection.send(function(*args))
         except BaseException as error:
-            text = " ".join(str(error).split())[:300]
+            text = _anywhere(" ".join(str(error).split()))[:300]
             connection.send(f"failed: {type(error).__name__}: {text}")
 
     process = context.Process(target=run, args=(there,))

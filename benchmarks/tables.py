@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    *("README.md", "docs/low_bit.md", "docs/native.md", "docs/onnx.md", "docs/transformers.md"),
-    "docs/coverage.md",
+    *("README.md", "docs/low_bit.md", "docs/native.md", "docs/onnx.md", "docs/studies.md"),
+    *("docs/coverage.md", "docs/transformers.md"),
 )
 
 
@@ -200,6 +201,38 @@ def _of_networks(kind: str) -> list[Any]:
     return [row for name in sorted(kinds) for row in newest(name)]
 
 
+def study(name: str) -> str:
+    """A study of ResNet-20: the settings one by one."""
+    rows = [
+        [row["name"], _points(row["evaluation"]["top1"]), _decibels(row["evaluation"]["sqnr_db"])]
+        for row in newest(f"study-cifar_resnet20-{name}")["rows"]
+    ]
+    return markdown(("setting", "top-1", "SQNR"), rows)
+
+
+def landmarks() -> str:
+    """The landmark example: ways to 8 bits by what they cost."""
+    errors = ("error by eyes", "error by pupils")
+    rows = [
+        [
+            row["way"],
+            f"{row['loss']:.5f}",
+            *(f"{row[error]:.2%}" for error in errors),
+            _decibels(row["sqnr_db"] if row["way"] != "float" else None),
+        ]
+        for row in newest("landmarks")
+    ]
+    return markdown(("way", "loss", *errors, "SQNR"), rows)
+
+
+_STUDIES = (
+    "fusion",
+    "start_at",
+    "calibration_size",
+    "random_calibration",
+    "observers",
+    "one_sided",
+)
 TABLES: Mapping[str, Callable[[], str]] = {
     "onnx_integers": onnx_integers,
     "onnx_speed": onnx_speed,
@@ -212,12 +245,18 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "deployed": deployed,
     "coverage": coverage,
     "networks": covering.table,
+    "landmarks": landmarks,
+    **{f"study_{name}": partial(study, name) for name in _STUDIES},
 }
 
 
 def _reached(row: Mapping[str, Any]) -> list[str]:
     tops = [_points(row["float_top1"]), _points(row["top1"])]
     return [*tops, f"{row['agreement']:.1%}", f"{row['sqnr_db']:.1f} dB"]
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"
 
 
 def _points(share: float) -> str:
