@@ -141,7 +141,7 @@ def failing(outputs: Tensor, targets: Tensor) -> Tensor:
     ("metric", "batches", "error", "message"),
     [
         (unclear, TWO_BATCHES, InputError, "call its first parameter `model`"),
-        ("top1", TWO_BATCHES, InputError, "function is a str .* expected a function"),
+        ("top1", TWO_BATCHES, InputError, "function is 'top1', expected a function"),
         (failing, TWO_BATCHES, InputError, "metric failing failed: AttributeError"),
         (lambda outputs, targets: outputs, TWO_BATCHES, InputError, r"a tensor of \[2, 2\]"),
         (lambda outputs, targets: torch.nan, TWO_BATCHES, InputError, "gives NaN"),
