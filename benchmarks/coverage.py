@@ -115,6 +115,7 @@ def in_own_process(function: Callable[..., Any], *args: Any, seconds: int, memor
     here, there = context.Pipe(duplex=False)
 
     def run(connection: Connection) -> None:
+        torch.set_num_threads(1)  # a fork has none of the threads that its parent waits with
         limit = int(memory * 1024**3)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
