@@ -5,6 +5,8 @@
 A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. `TABLES` says what is
 in each; every figure is one of the newest result file that has it. `--check` writes nothing and
 fails where a page and its files differ.
+
+More than 300 lines, because every table is a function here.
 """
 
 from __future__ import annotations

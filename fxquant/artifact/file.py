@@ -7,6 +7,8 @@ channels have their own, ``offsets.<path>``; equal ones once. The golden pair is
 each output whose hash is in the metadata; the rest is JSON in the metadata. Loading resolves
 operations by name from a closed table and runs no code from the file; a digest over everything
 finds damage, and the golden pair proves that this machine computes what the compiling one did.
+
+More than 300 lines, because what is written and how it is read back are one contract.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""An integer graph as plain JSON, and back, with operations from a closed table only."""
+"""An integer graph as plain JSON, and back, with operations from a closed table only.
+
+More than 300 lines, because what writes and what reads a value are held against each other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reconstruction: block by block, each made to yield what the float network does."""
+"""Reconstruction: block by block, each made to yield what the float network does.
+
+More than 300 lines, because one object goes through all steps of a run.
+"""
 
 from __future__ import annotations
 
