@@ -62,6 +62,15 @@ def compiled(network: RealNetwork, recipe: str) -> tuple[nn.Module, CompiledMode
     return model, fxquant.compile(model, recipe, calibration=calibration, target="reference")
 
 
+def digests(name: str, images: int | None) -> dict[str, str]:
+    """Of the images that calibrate a network, and of those that it is measured on."""
+    network = NETWORKS[name]
+    return {
+        f"{name}: calibration": results.digest(network.calibration_batches()),
+        f"{name}: validation": results.digest(network.validation_batches(images)),
+    }
+
+
 @dataclass
 class _Comparison:
     """One form in one runtime; figures grow batch by batch, so that the reference runs once."""
@@ -174,7 +183,18 @@ def prepare(name: str, images: int | None) -> None:
     for label, path in paths.items():
         batches = network.validation_batches(images, 1)
         accuracy[label] = evaluate(OnnxNetwork(path), batches, reference=model).to_json()
-    (FILES / f"{name}.json").write_text(json.dumps(accuracy))
+    prepared = {
+        "commit": results.commit(), "accuracy": accuracy, "images": digests(name, images)
+    }  # fmt: skip
+    (FILES / f"{name}.json").write_text(json.dumps(prepared))
+
+
+def prepared(name: str) -> dict[str, Any]:
+    """What `prepare` wrote of a network, with the code at hand."""
+    found: dict[str, Any] = json.loads((FILES / f"{name}.json").read_text())
+    if found["commit"] != results.commit():
+        raise SystemExit(f"the files of {name} are of commit {found['commit']}: prepare them again")
+    return found
 
 
 def speed(name: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -187,7 +207,7 @@ def speed(name: str, threads: int, rounds: int) -> dict[str, Any]:
         "network": name,
         "threads": threads,
         "over_onnxruntime": {t.name: t.ratio for t in timed.timings},
-        "accuracy": json.loads((FILES / f"{name}.json").read_text()),
+        "accuracy": prepared(name)["accuracy"],
         "timed": timed.to_json(),
     }
 
@@ -222,10 +242,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    images: dict[str, str] = {}
     if arguments.what == "integers":
         for name, recipe in PAIRS:
             if not arguments.names or name in arguments.names:
-                rows += integers(name, recipe, arguments.images or 100)
+                count = arguments.images or 100
+                rows += integers(name, recipe, count)
+                images |= digests(name, count)
         print(table(rows))
     elif arguments.what == "prepare":
         for name in arguments.names or CNNS:
@@ -233,10 +256,11 @@ def main() -> None:
     else:
         for name in arguments.names or CNNS:
             rows.append(speed(name, arguments.threads, arguments.rounds))
+            images |= prepared(name)["images"]
         print(speed_table(rows))
     if arguments.write:
         kind = "-".join(["onnx", arguments.what, *arguments.names])
-        print(results.write(kind, rows))
+        print(results.write(kind, rows, images=images))
 
 
 if __name__ == "__main__":

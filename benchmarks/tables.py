@@ -179,13 +179,14 @@ def onnx_integers() -> str:
             f"{runtimes[row['runtime']]} {row['run']}",
             f"{row['integers']:,}",
             f"{row['differing']:,}",
+            f"{row['differing'] / row['integers']:.1e}" if row["differing"] else "0",
             str(row["largest"]),
             _points(row["top1"]),
             _points(row["top1_reference"]),
         ]
         for row in _of_networks("onnx-integers")
     ]
-    return markdown(("", "integers", "that differ", "largest", "top-1", "reference"), rows)
+    return markdown(("", "integers", "that differ", "share", "largest", "top-1", "reference"), rows)
 
 
 def onnx_speed() -> str:

@@ -35,7 +35,7 @@ __all__ = ["emit_conv", "emit_conv_transpose", "emit_linear"]
 class _Layer:
     """A call of conv, conv_transpose or linear, its constants at hand.
 
-    `kind` is the ONNX operator on floats; a linear layer reads rows, [rows, K].
+    `kind` is the ONNX operator on floats. Gemm reads rows, [rows, K]; MatMul reads any rank.
     """
 
     w: Writer
@@ -60,6 +60,8 @@ class _Layer:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """Of the operator in every form."""
+        if self.kind == "MatMul":
+            return {}
         return {"transB": 1} if self.kind == "Gemm" else windows(self.a)
 
     @cached_property
@@ -86,6 +88,8 @@ class _Layer:
         return self.w.constant(values.reshape(shape), f"{self.name}_{name}")
 
     def weight_value(self) -> ir.Value:
+        if self.kind == "MatMul":
+            return self.w.weight(self.weight.t().contiguous(), f"{self.name}_transposed")
         return self.w.weight(self.weight, self.name)
 
     def bias_value(self) -> ir.Value | None:
@@ -193,7 +197,7 @@ class _Layer:
 
     def float_layer(self, x: ir.Value, weight_scale: Tensor, bias_scale: Tensor) -> ir.Value:
         """The operator on dequantized operands."""
-        w, axis = self.w, int(self.transposed)
+        w, axis = self.w, int(self.transposed or self.kind == "MatMul")
         scale = weight_scale
         if self.transposed and self.a["groups"] > 1:
             # One scale for each output of a group: they have to be the same in every group.
@@ -213,6 +217,9 @@ class _Layer:
         if bias is not None:
             bias_factors = w.constant(bias_scale, f"{self.name}_bias_scale")
             operands.append(w.op("DequantizeLinear", bias, bias_factors, axis=0))
+        if self.kind == "MatMul":
+            y = w.op("MatMul", *operands[:2])
+            return y if bias is None else w.op("Add", y, operands[2])
         return w.op(self.kind, *operands, **self.attributes)
 
     def best(self) -> ir.Value:
@@ -249,10 +256,17 @@ def _batched(w: Writer, node: fx.Node, kind: str) -> ir.Value:
 
 
 def emit_linear(w: Writer, node: fx.Node) -> ir.Value:
-    """A linear layer over the last dimension: runtimes have fast forms for rows only."""
+    """A linear layer over the last dimension.
+
+    On rows it is Gemm. On other ranks MatMul and Add between DQ and Q, which OpenVINO loads; exact
+    and on codes, where ONNX Runtime has forms for rows only, Reshape makes rows.
+    """
     a = w.arguments
     x = w.value(a["x"])
     rank = len(w.sizes(a["x"]))
+    portable = not (w.options.exact or w.options.operators)
+    if portable and rank != 2:
+        return _Layer(w, "MatMul", x, a).best()
     if rank != 2:
         x = w.reshape(x, [-1, w.sizes(a["x"])[-1]])
     y = _Layer(w, "Gemm", x, a).best()
