@@ -1,10 +1,11 @@
 """What each way of rounding is worth at low bit widths, on real weights and images.
 
     python -m benchmarks.low_bit cifar_resnet20 --recipes w4a8 w4a8_gptq w4a8_brecq [--images 1024]
+        [--seeds 0 1 2]
 
-One row a recipe, float and quantized on the same images, the integer graph on `x86`; the compile's
-share of the first row's time and the process's peak memory beside them. With `--write` the rows
-are in benchmarks/results/ as soon as each is done.
+One row a recipe and seed, float and quantized on the same images, the integer graph on `x86`; the
+seconds of the compile and the process's peak memory beside them. With `--write` the rows are in
+benchmarks/results/ as soon as each is done.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from itertools import product
 from typing import Any
 
 from tabulate import tabulate
@@ -30,6 +32,7 @@ def measure(network: real.RealNetwork, recipe: fxquant.Recipe, images: int) -> d
     return {
         "recipe": recipe.name,
         "seed": recipe.reconstruction.seed,
+        "iterations": recipe.reconstruction.iterations,
         "float_top1": found.reference.top1 if found.reference else None,
         "top1": found.top1,
         "drop": found.top1_drop,
@@ -48,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipes", nargs="+", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=1024, help="calibration images")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of what is random")
     parser.add_argument("--write", action="store_true")
     return parser
 
@@ -61,8 +65,8 @@ def main() -> None:
         "calibration": results.digest(network.calibration_batches(arguments.images)),
         "validation": results.digest(network.validation_batches()),
     }
-    for name in arguments.recipes:
-        recipe = fxquant.Recipe.named(name).replace(changes)
+    for name, seed in product(arguments.recipes, arguments.seeds):
+        recipe = fxquant.Recipe.named(name).replace(changes | {"reconstruction.seed": seed})
         rows.append(measure(network, recipe, arguments.images))
         print(tabulate(rows, headers="keys", floatfmt=".4f"), flush=True)
         if arguments.write:

@@ -18,7 +18,9 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks import coverage as covering
@@ -52,7 +54,23 @@ NAMES = {
 }
 """What readers call a network."""
 
-_RESNET20 = ("w4a32", "w4a8", "w4a4_head_stem8", "w2a4_head_stem8")
+METHODS = {
+    "nearest": "",
+    "GPTQ": "_gptq",
+    "AdaRound": "_adaround",
+    "BRECQ": "_brecq",
+    "QDrop": "_qdrop",
+    "PD-Quant": "_pdquant",
+}
+"""What readers call a way of rounding, and how a recipe's name ends for it."""
+
+_RESNET20 = {
+    "w4a32": "W4A32",
+    "w4a8": "W4A8",
+    "w4a4_head_stem8": "W4A4",
+    "w2a32_head_stem8": "W2A32",
+    "w2a4_head_stem8": "W2A4",
+}
 _TRANSFORMERS = ("vit_w8a8", "vit_w8a8_integer", "vit_w4a8_integer")
 
 
@@ -74,10 +92,32 @@ def resnet20() -> str:
     """ResNet-20 below 8 bits: top-1 in percent and the logits' SQNR in dB."""
     measured = rows_of_files()
     rows = []
-    for title, ending in (("nearest", ""), ("GPTQ", "_gptq")):
-        found = [measured["cifar_resnet20", f"{name}{ending}"] for name in _RESNET20]
-        rows.append([title, *(f"{_points(row['top1'])}, {row['sqnr_db']:.1f}" for row in found)])
-    return markdown(("", "W4A32", "W4A8", "W4A4", "W2A4"), rows)
+    for title, ending in METHODS.items():
+        found = [measured.get(("cifar_resnet20", f"{name}{ending}"), ()) for name in _RESNET20]
+        if any(found):
+            rows.append([title, *(_over_seeds(runs) for runs in found)])
+    return markdown(("", *_RESNET20.values()), rows)
+
+
+def low_bits() -> str:
+    """The larger networks below 8 bits, row by row."""
+    rows = []
+    for (network, recipe), runs in sorted(rows_of_files().items()):
+        if network == "cifar_resnet20":
+            continue
+        iterations = runs[0].get("iterations") or ""
+        floats = _points(runs[0]["float_top1"])
+        rows.append([NAMES[network], f"`{recipe}`", f"{iterations}", floats, _over_seeds(runs)])
+    return markdown(("network", "recipe", "iterations", "float", "top-1, SQNR"), rows)
+
+
+def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Top-1 and SQNR, of several seeds the mean and the standard deviation of the top-1."""
+    if not runs:
+        return ""
+    tops = [100 * run["top1"] for run in runs]
+    spread = f" ± {stdev(tops):.2f}" if len(tops) > 1 else ""
+    return f"{fmean(tops):.2f}{spread}, {fmean(run['sqnr_db'] for run in runs):.1f}"
 
 
 def accuracy() -> str:
@@ -273,8 +313,8 @@ def _points(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def rows_of_files() -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The rows of `benchmarks.low_bit`, by network and recipe; of several the newest.
+def rows_of_files() -> dict[tuple[str, str], Sequence[Mapping[str, Any]]]:
+    """The rows of `benchmarks.low_bit`, one a seed, by network and recipe; of several the newest.
 
     Raises:
         ValueError: the command of a file does not give its rows.
@@ -282,16 +322,18 @@ def rows_of_files() -> dict[tuple[str, str], Mapping[str, Any]]:
     measured = {}
     for path in sorted(FOLDER.glob("*-low-bit-*.json")):
         content = json.loads(path.read_text())
-        network, recipes = asked(content["command"])
-        found = [row["recipe"] for row in content["results"]]
-        if found != list(recipes[: len(found)]) or not found:
-            raise ValueError(f"{path.name}: holds {found}, its command asks for {recipes}")
-        measured |= {(network, row["recipe"]): row for row in content["results"]}
+        network, wanted = asked(content["command"])
+        rows = content["results"]
+        found = [(row["recipe"], row["seed"]) for row in rows]
+        if found != list(wanted[: len(found)]) or not found:
+            raise ValueError(f"{path.name}: holds {found}, its command asks for {wanted}")
+        for recipe in {name for name, _ in found}:
+            measured[network, recipe] = [row for row in rows if row["recipe"] == recipe]
     return measured
 
 
-def asked(command: str) -> tuple[str, Sequence[str]]:
-    """Network and recipes of a command line of `benchmarks.low_bit` that writes its rows.
+def asked(command: str) -> tuple[str, Sequence[tuple[str, int]]]:
+    """Network, and recipes with seeds, of a `benchmarks.low_bit` command that writes its rows.
 
     Raises:
         ValueError: it is none, or one that writes nothing.
@@ -302,7 +344,7 @@ def asked(command: str) -> tuple[str, Sequence[str]]:
     arguments = low_bit.parser().parse_args(words[3:])
     if not arguments.write:
         raise ValueError(f"{command!r} writes nothing: --write is missing")
-    return arguments.name, arguments.recipes
+    return arguments.name, list(product(arguments.recipes, arguments.seeds))
 
 
 def generated(page: str) -> str:

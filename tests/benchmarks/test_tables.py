@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_command_that_writes_nothing_has_no_result_file() -> None:
     with pytest.raises(ValueError, match="--write is missing"):
         tables.asked("python -m benchmarks.low_bit vit_tiny --recipes vit_w4a4")
     command = "python -m benchmarks.low_bit vit_tiny --recipes vit_w4a4 vit_w4a4_gptq --write"
-    assert tables.asked(command) == ("vit_tiny", ["vit_w4a4", "vit_w4a4_gptq"])
+    assert tables.asked(command) == ("vit_tiny", [("vit_w4a4", 0), ("vit_w4a4_gptq", 0)])
 
 
 def test_a_file_whose_rows_its_command_does_not_give_is_refused(
@@ -55,7 +56,21 @@ def test_a_file_whose_rows_its_command_does_not_give_is_refused(
     monkeypatch.setattr(tables, "FOLDER", tmp_path)
     (tmp_path / "2026-01-01-low-bit-x.json").write_text(
         '{"command": "python -m benchmarks.low_bit vit_tiny --recipes vit_w4a4 --write",'
-        ' "results": [{"recipe": "vit_w4a4_gptq"}]}'
+        ' "results": [{"recipe": "vit_w4a4_gptq", "seed": 0}]}'
     )
     with pytest.raises(ValueError, match="its command asks for"):
         tables.rows_of_files()
+
+
+def test_the_rows_of_several_seeds_are_one_figure_with_its_spread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    command = "python -m benchmarks.low_bit vit_tiny --recipes vit_w4a4 --seeds 0 1 --write"
+    rows = [
+        {"recipe": "vit_w4a4", "seed": 0, "float_top1": 0.8, "top1": 0.7, "sqnr_db": 9.0},
+        {"recipe": "vit_w4a4", "seed": 1, "float_top1": 0.8, "top1": 0.72, "sqnr_db": 10.0},
+    ]
+    path = tmp_path / "2026-01-01-low-bit-x.json"
+    path.write_text(json.dumps({"command": command, "results": rows}))
+    assert "| ViT-Tiny | `vit_w4a4` |  | 80.00 | 71.00 ± 1.41, 9.5 |" in tables.low_bits()
