@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -9,35 +12,53 @@ from torch import fx
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.dynamic import SMALLEST_SCALE
 
-__all__ = ["emit_linear_dynamic"]
+__all__ = ["DynamicWeight", "emit_linear_dynamic"]
 
 _DOUBLE = torch.float64
 
 
-def emit_linear_dynamic(w: Writer, node: fx.Node) -> ir.Value:
-    """MatMulInteger of codes whose grid follows from the input's extremes.
+@dataclass(frozen=True)
+class DynamicWeight:
+    """A weight [O, K] whose input's grid follows from the input's extremes.
 
     DynamicQuantizeLinear chooses another zero point than FBGEMM's rules in places, and divides by
     the scale: at most a step of the input. Exact, these rules are written out in float64.
     """
-    a = w.arguments
-    x = w.value(a["x"])
-    weight, scale = w.tensor(a["weight"]), w.tensor(a["weight_scale"]).float()
-    name = str(a["weight"].target)
-    if w.options.exact:
-        codes, x_scale, zero = _chosen(w, x)
-    else:
-        codes, x_scale, zero = w.ops("DynamicQuantizeLinear", 3, x)
-    stored = w.weight(weight.t().contiguous(), f"{name}_transposed")
-    sums = w.cast(w.op("MatMulInteger", codes, stored, zero), torch.float32)
-    if w.options.exact:
+
+    stored: ir.Value  # [K, O]
+    scale: ir.Value
+    bias: ir.Value | None
+
+    @classmethod
+    def of(cls, w: Writer, weight: Any, weight_scale: Any, bias: Any) -> DynamicWeight:
+        """From the nodes of its constants."""
+        name, scale = str(weight.target), w.tensor(weight_scale).float()
         # float32(s_x · s_w) is rounded once, from float64.
-        wide = w.op("Mul", w.cast(x_scale, _DOUBLE), w.constant(scale.double(), f"{name}_double"))
-        factor = w.cast(wide, torch.float32)
-    else:
-        factor = w.op("Mul", x_scale, w.constant(scale, f"{name}_scale"))
-    y = w.op("Mul", sums, factor)
-    return y if a["bias"] is None else w.op("Add", y, w.value(a["bias"]))
+        scale = scale.double() if w.options.exact else scale
+        return cls(
+            w.weight(w.tensor(weight).t().contiguous(), f"{name}_transposed"),
+            w.constant(scale, f"{name}_scale"),
+            None if bias is None else w.value(bias),
+        )
+
+    def apply(self, w: Writer, x: ir.Value) -> ir.Value:
+        """``float32(Σ (q_x − z_x) · q_w) · float32(s_x · s_w) + b``: MatMulInteger."""
+        if w.options.exact:
+            codes, x_scale, zero = _chosen(w, x)
+            factor = w.cast(w.op("Mul", w.cast(x_scale, _DOUBLE), self.scale), torch.float32)
+        else:
+            codes, x_scale, zero = w.ops("DynamicQuantizeLinear", 3, x)
+            factor = w.op("Mul", x_scale, self.scale)
+        sums = w.cast(w.op("MatMulInteger", codes, self.stored, zero), torch.float32)
+        y = w.op("Mul", sums, factor)
+        return y if self.bias is None else w.op("Add", y, self.bias)
+
+
+def emit_linear_dynamic(w: Writer, node: fx.Node) -> ir.Value:
+    """A product with codes that are made when the model runs."""
+    a = w.arguments
+    weight = DynamicWeight.of(w, a["weight"], a["weight_scale"], a["bias"])
+    return weight.apply(w, w.value(a["x"]))
 
 
 def _chosen(w: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:

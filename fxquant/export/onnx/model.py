@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from torch import fx
+from torch import fx, nn
 
 from fxquant.errors import TargetError
 from fxquant.export.onnx.operators import EMITTERS
@@ -46,7 +46,7 @@ def build_model(
         elif node.op != "get_attr" and has_tensors(shapes.values[node.name]):
             emit = EMITTERS.get(node.target)
             if emit is None or node.op == "call_module":
-                raise w.refusal("there is no ONNX form of it; keep it out of the network")
+                raise w.refusal(_no_form(source, node))
             w.bind(node, emit(w, node))
     return ir.Model(
         w.graph,
@@ -59,3 +59,10 @@ def build_model(
             **(metadata or {}),
         },
     )
+
+
+def _no_form(source: fx.GraphModule, node: fx.Node) -> str:
+    module = source.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.LSTM | nn.GRU):
+        return "a recurrent layer in float has no form here; take recipe dynamic_w8a8"
+    return "there is no ONNX form of it; keep it out of the network"

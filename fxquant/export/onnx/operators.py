@@ -17,6 +17,7 @@ from fxquant.export.onnx import (
     layers,
     pools,
     products,
+    recurrent,
     rescale,
     rows,
     sums,
@@ -24,6 +25,7 @@ from fxquant.export.onnx import (
 from fxquant.export.onnx.floats import FLOATS
 from fxquant.export.onnx.movement import MOVEMENT, emit_getitem
 from fxquant.export.onnx.writer import Writer
+from fxquant.to_integer.functional import pair
 
 __all__ = ["EMITTERS", "Emit"]
 
@@ -55,6 +57,8 @@ EMITTERS: Mapping[Any, Emit] = {
     OPS.mul_accumulate.default: sums.emit_mul_accumulate,
     OPS.sum_accumulate.default: pools.emit_sum_accumulate,
     OPS.linear_dynamic.default: dynamic.emit_linear_dynamic,
+    OPS.lstm_dynamic.default: recurrent.emit_lstm_dynamic,
+    OPS.gru_dynamic.default: recurrent.emit_gru_dynamic,
     OPS.rescale.default: rescale.emit_rescale,
     OPS.add_rescaled.default: rescale.emit_add_rescaled,
     OPS.softmax_table.default: rows.emit_softmax_table,
@@ -66,6 +70,7 @@ EMITTERS: Mapping[Any, Emit] = {
     OPS.layer_norm_power_of_two.default: rows.emit_layer_norm_power_of_two,
     OPS.normalize_integer.default: rows.emit_normalize_integer,
     operator.getitem: emit_getitem,
+    pair: lambda w, node: tuple(w.values[part] for part in node.all_input_nodes),
     **MOVEMENT,
     **FLOATS,
 }

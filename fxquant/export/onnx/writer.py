@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -13,9 +14,10 @@ from torch import Tensor, fx
 
 from fxquant.errors import TargetError
 from fxquant.export.onnx.options import OnnxOptions
-from fxquant.export.onnx.shapes import Shapes
+from fxquant.export.onnx.shapes import Shape, Shapes
 from fxquant.kernels.calls import operator_arguments
 from passes.infra.base import module_path
+from passes.infra.verify import flatten
 
 __all__ = ["MICROSOFT", "OPSET", "TYPES", "Writer"]
 
@@ -49,6 +51,7 @@ class Writer:
         self.options = options
         self.observe = observe
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="fxquant")
+        self._nodes = self.graph
         self.node: fx.Node = next(iter(source.graph.nodes))
         self.values: dict[fx.Node, Any] = {}
         self._names: Counter[str] = Counter()
@@ -91,9 +94,10 @@ class Writer:
         """Why the node at hand has no form in ONNX."""
         path = module_path(self.node)
         where = f"{self.node.name} of {path}" if path else self.node.name
-        return TargetError(
-            f"the network cannot be exported to ONNX: {where} ({self.node.target}): {why}"
-        )
+        what: Any = self.node.target
+        if self.node.op == "call_module":
+            what = f"nn.{type(self.source.get_submodule(str(what))).__name__}"
+        return TargetError(f"the network cannot be exported to ONNX: {where} ({what}): {why}")
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -121,8 +125,23 @@ class Writer:
         )
         if domain:
             self.graph.opset_imports[domain] = 1
-        self.graph.append(node)
+        self._nodes.append(node)
         return tuple(values)
+
+    @contextmanager
+    def body(self, inputs: int) -> Iterator[ir.Graph]:
+        """The graph of one step of a loop, into which the nodes of the block are written.
+
+        Its inputs are float32; constants are initializers of the network's graph.
+        """
+        name = self._unique(f"{self.node.name}_step")
+        float32 = ir.TensorType(ir.DataType.FLOAT)
+        values = [ir.Value(name=f"{name}:{i}", type=float32) for i in range(inputs)]
+        outside, self._nodes = self._nodes, ir.Graph(values, [], nodes=[], name=name)
+        try:
+            yield self._nodes
+        finally:
+            self._nodes = outside
 
     def constant(self, value: Tensor, name: str) -> ir.Value:
         """An initializer; equal tensors of equal names are one."""
@@ -143,18 +162,24 @@ class Writer:
         return self.constant(torch.tensor(values, dtype=torch.int64), f"int64_{name}")
 
     def weight(self, value: Tensor, name: str) -> ir.Value:
-        """An int8 weight; what fits 4 bits is stored in 4 and cast when the file is loaded.
+        """An int8 weight; what spans 16 codes in every channel is stored in 4 bits.
 
-        ONNX Runtime keeps its integer layers behind such a cast, not behind a dequantized INT4.
+        It is cast, and shifted where a channel needs that, when the file is loaded. ONNX Runtime
+        keeps its integer layers behind a cast, not behind a dequantized INT4.
         """
-        fits = value.numel() > 1 and int(value.min()) >= -8 and int(value.max()) <= 7
-        if not fits or value.dtype != torch.int8:
+        shift = _shift_to_4_bits(value)
+        if shift is None:
             return self.constant(value, name)
         key = (name, "int4")
         if key not in self._constants:
-            array = value.numpy().astype(ml_dtypes.int4)
+            array = (value - shift).numpy().astype(ml_dtypes.int4)
             self._constants[key] = self._initializer(array, f"{name}_int4")
-        return self.cast(self._constants[key], torch.int8)
+        stored = self._constants[key]
+        if not bool(shift.any()):
+            return self.cast(stored, torch.int8)
+        # Runtimes add in 32 bits.
+        offset = self.constant(shift.int(), f"{name}_shift")
+        return self.cast(self.op("Add", self.cast(stored, torch.int32), offset), torch.int8)
 
     def cast(self, x: ir.Value, dtype: torch.dtype) -> ir.Value:
         """`x` in another type."""
@@ -186,7 +211,7 @@ class Writer:
 
     def input(self, node: fx.Node, name: str) -> ir.Value:
         """A graph input of the shape and type of `node`."""
-        value = self._typed(ir.Value(name=name), node)
+        value = self._typed(ir.Value(name=name), self.shapes[node])
         self.graph.inputs.append(value)
         return value
 
@@ -200,7 +225,7 @@ class Writer:
                 self.values[node] = value
                 return
             value = self.op("Identity", value)
-        self._typed(value, node).name = self._unique(node.name)
+        self._typed(value, self.shapes[node]).name = self._unique(node.name)
         value.metadata_props["fxquant.value"] = node.name
         grid = node.meta.get("grid")
         if grid is not None:
@@ -214,15 +239,16 @@ class Writer:
                 self.values[node] = self.input(node, f"{node.name}@ref")
 
     def output(self, node: fx.Node) -> None:
-        """The value of `node` is an output of the network."""
-        value = self.value(node)
-        taken = any(value is other for other in self.graph.outputs)
-        if value.producer() is None or taken:
-            value = self._typed(self.op("Identity", value), node)
-        self.graph.outputs.append(value)
+        """The value of `node`, or each of its tuple, is an output of the network."""
+        found = self.values.get(node)
+        values = found if isinstance(found, tuple) else self.value(node)
+        shapes = flatten(self.shapes.values[node.name])
+        for (_, value), (_, shape) in zip(flatten(values), shapes, strict=True):
+            taken = any(value is other for other in self.graph.outputs)
+            given = self.op("Identity", value) if value.producer() is None or taken else value
+            self.graph.outputs.append(self._typed(given, shape))
 
-    def _typed(self, value: ir.Value, node: fx.Node) -> ir.Value:
-        shape = self.shapes[node]
+    def _typed(self, value: ir.Value, shape: Shape) -> ir.Value:
         value.shape = ir.Shape(shape.names)
         value.type = ir.TensorType(TYPES[shape.dtype])
         return value
@@ -242,3 +268,16 @@ class Writer:
         self._names[name] += 1
         count = self._names[name]
         return name if count == 1 else self._unique(f"{name}_{count}")
+
+
+def _shift_to_4_bits(weight: Tensor) -> Tensor | None:
+    """What to take from each channel, of either of the first dimensions, for codes of INT4."""
+    if weight.dtype != torch.int8 or weight.numel() < 2:
+        return None
+    for axis in range(min(weight.dim(), 2)):
+        rest = [dim for dim in range(weight.dim()) if dim != axis]
+        low, high = weight.amin(rest, True), weight.amax(rest, True)
+        if bool((high.int() - low.int() <= 15).all()):
+            fits = (low >= -8) & (high <= 7)
+            return torch.where(fits, 0, low.int() + 8).to(torch.int8)
+    return None

@@ -179,6 +179,26 @@ def test_weights_of_7_bits_leave_room_for_two_products_in_16(tmp_path: Path) -> 
     assert all(2 * 255 * int(abs(weight.astype(int)).max()) < 2**15 for weight in weights)
 
 
+def test_4_bit_weights_are_integer_layers_once_the_file_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    # The 16 codes of a channel lie where its weights do, here above -8 .. 7.
+    model.conv1.weight.data[0] += 0.3
+    batches = [torch.randn(4, 3, 8, 8)]
+    q = fxquant.compile(model, "w4a8", calibration=batches, target="reference")
+    assert q.stages["integer"].get_buffer("conv1.weight").max() > 7
+    q.export_onnx(tmp_path / "m.onnx")
+    stored = ir.load(tmp_path / "m.onnx").graph.initializers.values()
+    wide = {value.dtype.name for value in stored if value.name.endswith("weight_int4")}
+    assert wide == {"INT4"}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "QLinearConv" in kinds
+    assert "Cast" not in kinds
+
+
 class Curve(nn.Module):
     """A layer norm between two layers."""
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torchvision import models
@@ -46,11 +48,25 @@ def test_every_network_of_torchvision_becomes_a_file(tmp_path: Path, name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["w4a8", "dynamic_w8a8", "w8a8_onnx", "w4a32"])
-def test_other_recipes_become_files(tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "operators", "stored"),
+    [
+        ("w4a8", {"DequantizeLinear", "QuantizeLinear"}, "INT4"),
+        ("w4a32", {"DequantizeLinear"}, "INT4"),
+        ("dynamic_w8a8", {"DynamicQuantizeLinear", "MatMulInteger"}, "INT8"),
+        ("w8a8_onnx", {"DequantizeLinear", "QuantizeLinear"}, "INT8"),
+    ],
+)
+def test_other_recipes_become_files(
+    tmp_path: Path, recipe: str, operators: set[str], stored: str
+) -> None:
     torch.manual_seed(0)
     model = load_model("torchvision:resnet18")
     x = batch("resnet18", 96)
     q = fxquant.compile(model, recipe, calibration=x, target="reference")
-    q.export_onnx(tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").is_file()
+    report = q.export_onnx(tmp_path / "m.onnx")
+    assert operators <= set(report.operators)
+    weights = ir.load(tmp_path / "m.onnx").graph.initializers.values()
+    assert stored in {value.dtype.name for value in weights if len(value.shape) > 1}
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert session.run(None, {"x": x[:1].numpy()})[0].shape == (1, 1000)
