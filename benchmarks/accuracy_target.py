@@ -4,15 +4,17 @@
         [--images N] [--write]
 
 Compiles each network at 4-bit weights with `fxquant.Drop`, then the recipes that one would try by
-hand. Layers are chosen on every third of N validation images (default all); all figures are of the
-other two thirds. Writes benchmarks/results/.
+hand. Layers are chosen on the calibration's folder, without the images that calibrate, and on every
+third of the validation images, of N images in all (default all); all figures are of the other
+validation images. Writes benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from tabulate import tabulate
@@ -23,6 +25,8 @@ from benchmarks import real, results
 from benchmarks.names import one_of
 from fxquant.data import ImageBatches
 from fxquant.measure.evaluate import collect_logits
+from fxquant.measure.metric import TOP1
+from fxquant.measure.paired import Judged, standard_error
 
 RECIPES = {"mobilenet_v2": "w4a8", "vit_tiny": "vit_w4a8_integer"}
 EIGHT_BITS = {"mobilenet_v2": "w8a8", "vit_tiny": "vit_w8a8_integer"}
@@ -43,21 +47,30 @@ def by_hand(name: str) -> dict[str, fxquant.Recipe]:
     }
 
 
-def thirds(batches: ImageBatches) -> tuple[ImageBatches, ImageBatches]:
-    """Every third image, and the others."""
+def some(batches: ImageBatches, wanted: Callable[[int], bool]) -> ImageBatches:
+    """The images whose numbers are wanted."""
+    kept = [index for index in range(len(batches.images)) if wanted(index)]
+    names, labels = batches.images.names, batches.images.labels
+    assert labels is not None
+    images = replace(
+        batches.images,
+        names=tuple(names[index] for index in kept),
+        labels=tuple(labels[index] for index in kept),
+    )
+    return ImageBatches(images, batches.preprocessing, batch_size=batches.batch_size)
 
-    def some(wanted: Callable[[int], bool]) -> ImageBatches:
-        kept = [index for index in range(len(batches.images)) if wanted(index)]
-        names, labels = batches.images.names, batches.images.labels
-        assert labels is not None
-        images = replace(
-            batches.images,
-            names=tuple(names[index] for index in kept),
-            labels=tuple(labels[index] for index in kept),
-        )
-        return ImageBatches(images, batches.preprocessing, batch_size=batches.batch_size)
 
-    return some(lambda index: index % 3 == 0), some(lambda index: index % 3 != 0)
+class Both:
+    """The batches of one set, then those of another."""
+
+    def __init__(self, *parts: ImageBatches) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(*self.parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
 
 
 def measure(
@@ -66,7 +79,14 @@ def measure(
     network = real.NETWORKS[name]
     model = network.load()
     calibration = network.calibration_batches(images)
-    chosen_on, reported_on = thirds(network.validation_batches(validation))
+    used = frozenset(calibration.images.names)
+    folder = network.calibration_batches(validation)
+    held_out = network.validation_batches(validation)
+    chosen_on = (
+        some(folder, lambda index: folder.images.names[index] not in used),
+        some(held_out, lambda index: index % 3 == 0),
+    )
+    reported_on = some(held_out, lambda index: index % 3 != 0)
 
     def compiled(recipe: fxquant.Recipe, **options: Any) -> fxquant.CompiledModel:
         return fxquant.compile(model, recipe, calibration=calibration, target=target, **options)
@@ -74,13 +94,14 @@ def measure(
     q = compiled(
         fxquant.Recipe.named(RECIPES[name]),
         accuracy_target=fxquant.Drop(drop),
-        validation=chosen_on,
+        validation=Both(*chosen_on),
     )
     print(q.report.accuracy, flush=True)
     logits = collect_logits(model, reported_on)
-    rows = [_row(f"Drop({drop})", q, reported_on, logits)]
+    reference = TOP1.judge(model, reported_on)
+    rows = [_row(f"Drop({drop})", q, reported_on, logits, reference)]
     for label, recipe in by_hand(name).items():
-        rows.append(_row(label, compiled(recipe), reported_on, logits))
+        rows.append(_row(label, compiled(recipe), reported_on, logits, reference))
         print(tabulate(rows, headers="keys", floatfmt=".4f"), flush=True)
     accuracy = q.report.accuracy
     assert accuracy is not None
@@ -90,22 +111,28 @@ def measure(
         "target": target,
         "max_drop": drop,
         "calibration_images": len(calibration.images),
-        "choosing_images": len(chosen_on.images),
+        "choosing_images": sum(len(part.images) for part in chosen_on),
         "reported_images": len(reported_on.images),
         "search": accuracy.to_json(),
         "rows": rows,
     }
     digests = {
         f"{name}: calibration": results.digest(calibration),
-        f"{name}: choosing": results.digest(chosen_on),
+        f"{name}: choosing, of the calibration's folder": results.digest(chosen_on[0]),
+        f"{name}: choosing, of the validation's": results.digest(chosen_on[1]),
         f"{name}: reported": results.digest(reported_on),
     }
     return found, digests
 
 
 def _row(
-    label: str, q: fxquant.CompiledModel, batches: ImageBatches, logits: list[Tensor]
+    label: str,
+    q: fxquant.CompiledModel,
+    batches: ImageBatches,
+    logits: list[Tensor],
+    reference: Judged,
 ) -> dict[str, Any]:
+    error = standard_error(reference, TOP1.judge(q, batches))
     found = fxquant.evaluate(q, batches, reference=logits)
     assert q.plan is not None
     bits = [spec.bits for spec in q.plan.weights.values()]
@@ -114,6 +141,7 @@ def _row(
         "float_top1": found.reference.top1 if found.reference else None,
         "top1": found.top1,
         "drop": found.top1_drop,
+        "drop_error": error and error / 100,
         "agreement": found.agreement,
         "sqnr_db": found.sqnr_db,
         "size_mb": q.report.size_bytes / 1e6,

@@ -15,7 +15,7 @@ from fxquant.cli import options
 from fxquant.cli.argument_types import positive
 from fxquant.cli.outcome import Outcome, add_checks, failed_checks, wants_checks
 from fxquant.cli.processes import joined
-from fxquant.cli.validation import add_validation, open_validation
+from fxquant.cli.validation import accuracy_target, add_validation, open_validation
 from fxquant.compilation import check_request
 from fxquant.data import ImageBatches
 from fxquant.errors import AccuracyError, ArtifactError, CalibrationError, DataError, InputError
@@ -68,8 +68,9 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
     """
     if wants_checks(arguments, besides="max_drop") and arguments.evaluate is None:
         raise InputError("the checks need images to evaluate on; add --evaluate DIR")
-    if arguments.validation is not None and arguments.max_drop is None:
-        raise InputError("--validation belongs to --max-drop POINTS")
+    for name in ("validation", "confidence"):
+        if getattr(arguments, name) is not None and arguments.max_drop is None:
+            raise InputError(f"--{name} belongs to --max-drop POINTS")
     if arguments.save is not None:
         options.check_destination("--save", arguments.save)
     if arguments.html is not None:
@@ -77,6 +78,7 @@ def run_compile(arguments: argparse.Namespace) -> Outcome:
     recipe = options.open_recipe(arguments.recipe, arguments.set, arguments.images)
     if arguments.checkpoint is not None:
         options.check_destination("--checkpoint", arguments.checkpoint)
+    accuracy_target(arguments)
     # Here too, because what comes before the compile takes a while.
     check_request(
         recipe,
@@ -111,9 +113,7 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
             device=arguments.device,
             checkpoint=arguments.checkpoint,
             resume=arguments.resume,
-            accuracy_target=None
-            if arguments.max_drop is None
-            else fxquant.Drop(arguments.max_drop),
+            accuracy_target=accuracy_target(arguments),
             validation=open_validation(arguments),
         )
     except AccuracyError as error:

@@ -20,6 +20,7 @@ from fxquant.errors import (
     TargetError,
 )
 from fxquant.measure.metric import TOP1, Metric, as_metric
+from fxquant.measure.paired import check_samples, quantile, standard_error
 from fxquant.measure.rungs import (
     Rung,
     divergence,
@@ -46,8 +47,11 @@ class Drop:
     """At most so much less of a metric than the float model has; see `fxquant.compile`.
 
     `most` is in the unit of the metric (of top-1: percentage points), or, where `relative`, in
-    percent of the float model's value. Sensitivities are measured on `images` images, and at most
-    `steps` models are compiled.
+    percent of the float model's value. It holds where the drop on the images plus what chance may
+    carry it stays below: the upper bound of the mean of each image's own difference at
+    `confidence`, one-sided; 0.5 takes the drop as it is measured. A metric of all images together
+    has no differences, and is taken so too. Sensitivities are measured on `images` images, and at
+    most `steps` models are compiled.
 
     The first step is what costs nothing when the model runs: ranges that were searched for instead
     of extremes, a scale a channel in front of depthwise convolutions, GPTQ for weights of fewer
@@ -63,10 +67,16 @@ class Drop:
     relative: bool = False
     images: int = 32
     steps: int = 30
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if not 0 <= self.most < math.inf:
             raise InputError(f"Drop: a drop of {self.most!r} is no positive number")
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"Drop: confidence is {self.confidence!r}, expected at least 0.5, which takes the "
+                "drop as it is measured, and less than 1"
+            )
         for name in ("images", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"Drop: {name} is {getattr(self, name)}, expected at least 1")
@@ -107,10 +117,10 @@ class _Search:
                 f"validation is a {type(batches).__name__}: give batches to measure on"
             )
         self.batches = _Seen(batches)
-        self.inputs = 1
-        self.float_value = metric(model, self.batches, bar="float" if progress else "")
-        scale = abs(self.float_value) / 100 if target.relative else 1.0
+        self.float = metric.judge(model, self.batches, bar="float" if progress else "")
+        scale = abs(self.float.value) / 100 if target.relative else 1.0
         self.most = target.most * scale
+        check_samples(self.float, self.most, target.confidence, metric.name)
         self.steps: list[AccuracyStep] = []
         self.kept: tuple[int, CompiledModel] | None = None
 
@@ -161,20 +171,22 @@ class _Search:
         trail = AccuracyTrail(
             self.metric.name,
             self.metric.larger_is_better,
-            self.float_value,
+            self.float.value,
             self.most,
             self.batches.images,
             tuple(self.steps),
             number,
+            self.target.confidence,
         )
         q.report = replace(q.report, accuracy=trail)
         if self._holds():
             return q
+        more = ", give more images" if trail.bound > trail.drop else ""
         raise AccuracyError(
-            f"{self.metric.name} drops by {trail.drop:.4g} against float's "
-            f"{self.float_value:.5g}, more than {self.most:.4g}, with all raised that can be in "
-            f"{len(self.steps)} steps: allow a larger drop, or start from a recipe of more bits "
-            "(the error's `best` is the nearest model, its report lists the steps)",
+            f"{self.metric.name} {trail.words} against float's {self.float.value:.5g}, more than "
+            f"{self.most:.4g}, with all raised that can be in {len(self.steps)} steps: allow a "
+            f"larger drop{more}, or start from a recipe of more bits (the error's `best` is the "
+            "nearest model, its report lists the steps)",
             q,
         )
 
@@ -222,25 +234,25 @@ class _Search:
             self.steps.append(AccuracyStep(raised, None, refused=str(error)))
             return False
         bar = f"step {len(self.steps)}" if self.progress else ""
-        value = self.metric(q, self.batches, bar=bar, inputs=len(q.example))
+        found = self.metric.judge(q, self.batches, bar=bar, inputs=len(q.example))
+        bound = self.metric.drop(self.float.value, found.value)
+        bound += quantile(self.target.confidence) * (standard_error(self.float, found) or 0.0)
         report = q.report
-        step = AccuracyStep(raised, value, report.size_bytes, report.int8_share)
+        step = AccuracyStep(raised, found.value, report.size_bytes, report.int8_share, bound=bound)
         self.steps.append(step)
-        holds = self.metric.drop(self.float_value, value) <= self.most
-        if holds or self.kept is None or self._better(value):
+        holds = bound <= self.most
+        if holds or self.kept is None or bound <= self._kept_bound() > self.most:
             self.kept = (len(self.steps) - 1, q)
         return holds
 
-    def _better(self, value: float) -> bool:
-        assert self.kept is not None
-        kept = self.steps[self.kept[0]].metric
-        assert kept is not None
-        return not self._holds() and self.metric.drop(kept, value) <= 0
-
     def _holds(self) -> bool:
+        return self._kept_bound() <= self.most
+
+    def _kept_bound(self) -> float:
         assert self.kept is not None
-        kept = self.steps[self.kept[0]].metric
-        return kept is not None and self.metric.drop(self.float_value, kept) <= self.most
+        bound = self.steps[self.kept[0]].bound
+        assert bound is not None
+        return bound
 
     def _exhausted(self) -> bool:
         return len(self.steps) >= self.target.steps

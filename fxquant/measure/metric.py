@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fxquant.arguments import checked_class
 from fxquant.errors import DataError, FxquantError, InputError, ModelError
+from fxquant.measure.paired import Judged
 from fxquant.metrics import check_batch, labels_of, outputs_of
 
 __all__ = ["TOP1", "Metric", "as_metric"]
@@ -61,20 +62,24 @@ class Metric:
         Raises DataError where there are no batches or no targets, ModelError for a model in
         training mode, InputError where the function fails or gives no number.
         """
+        return self.judge(model, batches, bar=bar, inputs=inputs).value
+
+    def judge(
+        self, model: Callable[..., Any], batches: Iterable[Any], *, bar: str = "", inputs: int = 1
+    ) -> Judged:
+        """The metric with what it is the mean of; raises what a call raises."""
         if isinstance(model, nn.Module) and model.training:
             raise ModelError("the model is in training mode; call model.eval() before measuring it")
         if not self.per_batch:
             with torch.no_grad():
-                return self._number(self._called(model, batches))
-        total, samples = 0.0, 0
+                return Judged(self._number(self._called(model, batches)))
         disable = None if bar else True
-        for batch in tqdm(batches, bar, delay=2, disable=disable, leave=False, unit="batch"):
-            sums, count = self._of_batch(model, batch, inputs)
-            total += sums
-            samples += count
-        if not samples:
+        walk = tqdm(batches, bar, delay=2, disable=disable, leave=False, unit="batch")
+        found = [self._of_batch(model, batch, inputs) for batch in walk]
+        if not any(len(weights) for _, weights in found):
             raise DataError("there is nothing to measure on: the batches are empty")
-        return total / samples
+        samples, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Judged(float((samples * weights).sum() / weights.sum()), samples, weights)
 
     def drop(self, reference: float, found: float) -> float:
         """By how much `found` is worse than `reference`; negative where it is better."""
@@ -84,7 +89,10 @@ class Metric:
         """The value as reports write it."""
         return f"{value:.2f} {self.unit}" if self.unit else f"{value:.5g}"
 
-    def _of_batch(self, model: Callable[..., Any], batch: Any, inputs: int) -> tuple[float, int]:
+    def _of_batch(
+        self, model: Callable[..., Any], batch: Any, inputs: int
+    ) -> tuple[Tensor, Tensor]:
+        """The values of a batch, and how many samples each stands for."""
         check_batch(batch)
         targets = labels_of(batch, inputs)
         if targets is None:
@@ -98,8 +106,13 @@ class Metric:
             found = self._called(outputs_of(model, *batch[:inputs]), targets)
         size = len(batch[0]) if isinstance(batch[0], Tensor) and batch[0].dim() else 1
         if isinstance(found, Tensor) and found.dim() == 1 and len(found) == size:
-            return float(found.double().sum()), size
-        return self._number(found) * size, size
+            values = found.detach().double().cpu()
+            self._number(values.sum())
+            return values, torch.ones(size, dtype=torch.float64)
+        return (
+            torch.tensor([self._number(found)], dtype=torch.float64),
+            torch.tensor([size], dtype=torch.float64),
+        )
 
     def _called(self, *arguments: Any) -> Any:
         try:

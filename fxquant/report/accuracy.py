@@ -15,7 +15,8 @@ __all__ = ["AccuracyStep", "AccuracyTrail"]
 class AccuracyStep:
     """One model on the way: what was raised, as ``weights of fc: 4 -> 8 bits``, and its figures.
 
-    `metric` is None where it could not be compiled, and `refused` says why.
+    `metric` is None where it could not be compiled, and `refused` says why. `bound` is the drop
+    with what chance may carry it at the trail's confidence: the target holds where it is below.
     """
 
     raised: tuple[str, ...]
@@ -23,11 +24,15 @@ class AccuracyStep:
     size_bytes: int = 0
     int8_share: float = 0.0
     refused: str = ""
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
 class AccuracyTrail:
-    """All steps; `most` is how much of `metric` may be lost against `float_value`."""
+    """All steps; `most` is how much of `metric` may be lost against `float_value`.
+
+    `confidence` is that of the steps' bounds, one-sided; 0.5 where the drop is taken as measured.
+    """
 
     metric: str
     larger_is_better: bool
@@ -36,11 +41,28 @@ class AccuracyTrail:
     images: int
     steps: tuple[AccuracyStep, ...]
     kept: int
+    confidence: float = 0.5
 
     @property
     def drop(self) -> float:
         """Of the model that was kept; negative where it is better than float."""
         return self.drop_of(self.steps[self.kept])
+
+    @property
+    def bound(self) -> float:
+        """Of the model that was kept: what its drop is held to be at most."""
+        bound = self.steps[self.kept].bound
+        return self.drop if bound is None else bound
+
+    @property
+    def words(self) -> str:
+        """By how much the metric of the model that was kept drops, as messages say it."""
+        if self.bound == self.drop:
+            return f"drops by {self.drop:.4g}"
+        return (
+            f"drops by {self.drop:.4g}, with a confidence of {self.confidence:.0%} by at most "
+            f"{self.bound:.4g}"
+        )
 
     def drop_of(self, step: AccuracyStep) -> float:
         """By how much the metric of a step is worse than float's."""
@@ -63,24 +85,25 @@ class AccuracyTrail:
         return cls(**{**fields, "steps": steps})
 
     def __str__(self) -> str:
-        verdict = "reached" if self.drop <= self.most else "NOT REACHED"
+        verdict = "reached" if self.bound <= self.most else "NOT REACHED"
         head = (
-            f"accuracy target {verdict}: {self.metric} drops by {self.drop:.4g}, at most "
-            f"{self.most:.4g} was asked for; float has {self.float_value:.5g} on {self.images} "
-            "images"
+            f"accuracy target {verdict}: {self.metric} {self.words}; at most {self.most:.4g} was "
+            f"asked for; float has {self.float_value:.5g} on {self.images} images"
         )
         rows = []
         for number, step in enumerate(self.steps):
             what = _grouped(step.raised) or "as the recipe says"
             name = f"{number}{' *' if number == self.kept else ''}"
             if step.metric is None:
-                rows.append((name, what, "-", "-", "-", step.refused))
+                rows.append((name, what, "-", "-", "-", "-", step.refused))
                 continue
-            figures = (f"{step.metric:.5g}", f"{self.drop_of(step):.4g}")
+            drop = self.drop_of(step)
+            bound = drop if step.bound is None else step.bound
+            figures = (f"{step.metric:.5g}", f"{drop:.4g}", f"{bound:.4g}")
             rows.append(
                 (name, what, *figures, f"{step.size_bytes / 1e6:.2f}", f"{step.int8_share:.2%}")
             )
-        headers = ("step", "raised", self.metric, "drop", "MB", "int8")
+        headers = ("step", "raised", self.metric, "drop", "at most", "MB", "int8")
         return f"{head}\n{tabulate(rows, headers, disable_numparse=True)}"
 
 

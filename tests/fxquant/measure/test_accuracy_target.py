@@ -9,6 +9,8 @@ from fxquant.errors import AccuracyError, DataError, InputError
 from fxquant.recipe import Recipe
 from tests.fxquant.small_networks import Residual, images
 
+AS_MEASURED = fxquant.Drop(2, confidence=0.5)
+
 
 def few_bits() -> Recipe:
     return Recipe.named("w2a8")
@@ -46,7 +48,7 @@ def test_what_costs_most_is_raised_until_the_target_holds(network: nn.Module) ->
     plain = fxquant.compile(network, few_bits(), calibration=data, target="reference")
     before = fxquant.evaluate(plain, data, metric=fxquant.Metric(right, per_batch=True)).metric
     q = fxquant.compile(
-        network, few_bits(), calibration=data, target="reference", accuracy_target=fxquant.Drop(2)
+        network, few_bits(), calibration=data, target="reference", accuracy_target=AS_MEASURED
     )
     trail = q.report.accuracy
     assert trail is not None
@@ -60,6 +62,34 @@ def test_what_costs_most_is_raised_until_the_target_holds(network: nn.Module) ->
     named = {name for name in raised if f"weights of {name}: 2 -> 8 bits" in flat(trail)}
     assert raised
     assert raised == named
+
+
+def test_what_chance_may_add_has_to_stay_below_the_target_too(network: nn.Module) -> None:
+    data = labelled(network, 256)
+    measured, confident = (
+        fxquant.compile(
+            network,
+            few_bits(),
+            calibration=data,
+            target="reference",
+            accuracy_target=fxquant.Drop(6, confidence=confidence),
+        ).report.accuracy
+        for confidence in (0.5, 0.95)
+    )
+    assert measured is not None
+    assert confident is not None
+    assert measured.bound == measured.drop
+    assert confident.drop < confident.bound <= 6
+    assert "with a confidence of 95% by at most" in str(confident)
+    refused = [step for step in confident.steps if step.bound is not None and step.bound > 6]
+    assert any(confident.drop_of(step) <= 6 for step in refused)
+
+
+def test_images_that_are_too_few_to_show_a_target_are_named(network: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"64 images cannot show .* give at least 464"):
+        fxquant.compile(
+            network, "w8a8", calibration=labelled(network), accuracy_target=fxquant.Drop(0.5)
+        )
 
 
 def test_a_sensitive_layer_is_the_first_to_be_raised() -> None:
@@ -136,7 +166,7 @@ def test_float_comes_last(network: nn.Module) -> None:
 
 def test_the_steps_are_in_the_file(network: nn.Module, tmp_path: object) -> None:
     q = fxquant.compile(
-        network, few_bits(), calibration=labelled(network), accuracy_target=fxquant.Drop(2)
+        network, few_bits(), calibration=labelled(network), accuracy_target=fxquant.Drop(20)
     )
     q.save(f"{tmp_path}/m.fxq")
     assert fxquant.load(f"{tmp_path}/m.fxq").report.accuracy == q.report.accuracy
@@ -155,6 +185,12 @@ def test_a_metric_alone_is_an_error(network: nn.Module) -> None:
 def test_a_number_is_no_target(network: nn.Module) -> None:
     with pytest.raises(InputError, match=r"give fxquant.Drop\(0.5\)"):
         fxquant.compile(network, "w8a8", calibration=images(), accuracy_target=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0, 95])
+def test_a_confidence_is_a_share_of_at_least_one_half(confidence: float) -> None:
+    with pytest.raises(InputError, match=r"confidence is .*, expected at least 0\.5"):
+        fxquant.Drop(1, confidence=confidence)
 
 
 def test_a_checkpoint_is_of_one_recipe(network: nn.Module) -> None:
