@@ -3,13 +3,18 @@
     python -m benchmarks.without_vnni [NAME ...] [--threads 2] [--batch 1] [--write]
 
 Target ``native`` under ``FXQUANT_ISA=avx2`` beside the float network under torch, channels last,
-under ``ATEN_CPU_CAPABILITY=avx2`` and ``ONEDNN_MAX_CPU_ISA=AVX2``: medians of calls in turns in one
-process, which starts itself again with these variables. Random weights.
+under ``ATEN_CPU_CAPABILITY=avx2``, ``ONEDNN_MAX_CPU_ISA=AVX2`` and ``MKL_ENABLE_INSTRUCTIONS=AVX2``
+(torch's linear layers are MKL's, which obeys neither of the others): medians of calls in turns in
+one process, which starts itself again with these variables. Random weights.
+
+With `--write` a row is in benchmarks/results/ as soon as it is measured, and a run that was cut
+short goes on behind the rows of its commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -23,7 +28,12 @@ from benchmarks import results
 from benchmarks.peers import NETWORKS, TRANSFORMERS, randomized
 from fxquant.measure.benchmark import benchmark
 
-HELD = {"FXQUANT_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+HELD = {
+    "FXQUANT_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 NATIVE, FLOAT = "fxquant native", "eager float, channels last"
 
 
@@ -64,6 +74,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return tabulate([*lines, ["geometric mean", mean, ""]], headers=headers, floatfmt=".2f")
 
 
+def measured(kind: str) -> dict[str, dict[str, Any]]:
+    """The rows of the newest file that this commit has measured, by network."""
+    files = sorted(results.FOLDER.glob(f"????-??-??-{kind}.json"))
+    rows = json.loads(files[-1].read_text())["results"]["networks"] if files else []
+    return {row["network"]: row for row in rows if row["commit"] == results.commit()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -78,14 +95,16 @@ def main() -> None:
         # Torch asks for its variables when it is loaded.
         command = [sys.executable, "-m", "benchmarks.without_vnni", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **HELD})
-    rows = []
+    kind = f"without-vnni-batch{arguments.batch}-threads{arguments.threads}"
+    rows = measured(kind) if arguments.write else {}
     for name in arguments.names or NETWORKS:
-        rows.append(measure(name, arguments))
-        print(table(rows[-1:]), flush=True)
-    print(table(rows))
-    if arguments.write:
-        kind = f"without-vnni-batch{arguments.batch}-threads{arguments.threads}"
-        print(results.write(kind, {"held": HELD, "networks": rows}))
+        if name in rows:
+            continue
+        rows[name] = measure(name, arguments) | {"commit": results.commit()}
+        print(table([rows[name]]), flush=True)
+        if arguments.write:
+            results.write(kind, {"held": HELD, "networks": list(rows.values())})
+    print(table(list(rows.values())))
 
 
 if __name__ == "__main__":

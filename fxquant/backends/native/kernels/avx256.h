@@ -187,7 +187,7 @@ static inline void set_part(const ConvParams& p, ConvTile& t, int index, int par
 }
 
 #if !FXQUANT_DOT
-enum { MOST_WIDE = 12288, MOST_TILES = 32 };
+enum { MOST_WIDE = 12288, MOST_TILES = 32, MOST_WIDE_QUADS = 256 };
 
 // The inputs of a tile in 16 bits, [quads][pixels][bytes 0 and 2, bytes 1 and 3]: they are read
 // once for each 16 outputs, and widening costs as much as a multiplication.
@@ -219,9 +219,20 @@ static inline void widen(const ConvParams& p, const ConvTile& t, int pixels, int
   }
 }
 
-template <int PIXELS>
+// The weights of 16 outputs in 16 bits, [quads][even, odd][low, high]: worth it where several tiles
+// read them.
+static inline void widen_weights(const int8_t* weight, int quads, __m256i* wide) {
+  for (int quad = 0; quad < quads; ++quad, weight += 256, wide += 4) {
+    const __m256i* vector = reinterpret_cast<const __m256i*>(weight);
+    const Weights low = weights_of(_mm256_loadu_si256(vector));
+    const Weights high = weights_of(_mm256_loadu_si256(vector + 1));
+    wide[0] = low.even, wide[1] = high.even, wide[2] = low.odd, wide[3] = high.odd;
+  }
+}
+
+template <int PIXELS, bool WIDE_WEIGHTS>
 static void conv_wide_block(const ConvParams& p, const ConvTile& t, const Codes& to,
-                            const int32_t* wide) {
+                            const int32_t* wide, const __m256i* wide_weights) {
   __m256i sums[PIXELS][2];
   FXQUANT_UNROLL
   for (int r = 0; r < PIXELS; ++r) {
@@ -230,10 +241,16 @@ static void conv_wide_block(const ConvParams& p, const ConvTile& t, const Codes&
   }
   const int8_t* weight = t.weight;
   const int quads = p.segments * p.segment_quads;
-  for (int quad = 0; quad < quads; ++quad, weight += 256, wide += 2 * PIXELS) {
-    const __m256i* vector = reinterpret_cast<const __m256i*>(weight);
-    const Weights low = weights_of(_mm256_loadu_si256(vector));
-    const Weights high = weights_of(_mm256_loadu_si256(vector + 1));
+  for (int quad = 0; quad < quads; ++quad, weight += 256, wide_weights += 4, wide += 2 * PIXELS) {
+    Weights low, high;
+    if (WIDE_WEIGHTS) {
+      low = {wide_weights[0], wide_weights[2]};
+      high = {wide_weights[1], wide_weights[3]};
+    } else {
+      const __m256i* vector = reinterpret_cast<const __m256i*>(weight);
+      low = weights_of(_mm256_loadu_si256(vector));
+      high = weights_of(_mm256_loadu_si256(vector + 1));
+    }
     FXQUANT_UNROLL
     for (int r = 0; r < PIXELS; ++r) {
       const __m256i even = _mm256_set1_epi32(wide[2 * r]);
@@ -248,10 +265,13 @@ static void conv_wide_block(const ConvParams& p, const ConvTile& t, const Codes&
   for (int r = 0; r < PIXELS; ++r) conv_store(p, t, to, r, sums[r][0], sums[r][1]);
 }
 
-using ConvWideBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&, const int32_t*);
-static const ConvWideBlock conv_wide_blocks[5] = {conv_wide_block<1>, conv_wide_block<2>,
-                                                  conv_wide_block<3>, conv_wide_block<4>,
-                                                  conv_wide_block<5>};
+using ConvWideBlock = void (*)(const ConvParams&, const ConvTile&, const Codes&, const int32_t*,
+                               const __m256i*);
+static const ConvWideBlock conv_wide_blocks[2][5] = {
+    {conv_wide_block<1, false>, conv_wide_block<2, false>, conv_wide_block<3, false>,
+     conv_wide_block<4, false>, conv_wide_block<5, false>},
+    {conv_wide_block<1, true>, conv_wide_block<2, true>, conv_wide_block<3, true>,
+     conv_wide_block<4, true>, conv_wide_block<5, true>}};
 
 // The pixels of a run, as many tiles at a time as fit in 16 bits; 0 where not even one does.
 static inline int conv_wide_range(const ConvParams& p, int first, int last, int from,
@@ -260,6 +280,7 @@ static inline int conv_wide_range(const ConvParams& p, int first, int last, int 
   const int tiles = (last - first + ROWS - 1) / ROWS, room = ROWS * quads * 2;
   if (room > MOST_WIDE) return 0;
   alignas(32) int32_t wide[MOST_WIDE];
+  __m256i weights[4 * MOST_WIDE_QUADS];
   const int most = MOST_WIDE / room < MOST_TILES ? MOST_WIDE / room : MOST_TILES;
   const Codes to = codes_of(p);
   ConvTile at[MOST_TILES];
@@ -276,11 +297,14 @@ static inline int conv_wide_range(const ConvParams& p, int first, int last, int 
         widen(p, at[i], rows[i], wide + i * room);
       }
       for (int index = begin; index < end; ++index)
-        for (int part = 0; part < 64 && index % panels * 64 + part < p.outputs; part += 16)
+        for (int part = 0; part < 64 && index % panels * 64 + part < p.outputs; part += 16) {
+          const bool widened = quads <= MOST_WIDE_QUADS && count > 1;
           for (int i = 0; i < count; ++i) {
             set_part(p, at[i], index, part);
-            conv_wide_blocks[rows[i] - 1](p, at[i], to, wide + i * room);
+            if (widened && !i) widen_weights(at[i].weight, quads, weights);
+            conv_wide_blocks[widened][rows[i] - 1](p, at[i], to, wide + i * room, weights);
           }
+        }
     }
   }
   return 1;
