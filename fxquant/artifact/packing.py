@@ -37,7 +37,7 @@ class Packed:
 
 def pack(tensor: Tensor) -> Packed | None:
     """`tensor` in as few bits as it fits; None where it is not int8 or needs more than four."""
-    if tensor.dtype != torch.int8 or not tensor.numel():
+    if tensor.dtype != torch.int8 or not tensor.numel() or _is_wide(tensor):
         return None
     for bits in WIDTHS:
         if _fits(tensor.to(torch.int16), bits):
@@ -79,6 +79,17 @@ def tensor_bytes(graph: fx.GraphModule) -> int:
     """How many bytes a file takes for the tensors of a graph, shared ones once."""
     tensors = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
     return sum(stored_bytes(tensor) for tensor in tensors.values())
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    """Whether one channel of each dimension shows that no width fits, without reading the rest."""
+    firsts = [tensor.select(axis, 0) for axis in _CHANNELS if tensor.dim() > axis]
+    return bool(firsts) and all(_span(first) >= 1 << WIDTHS[-1] for first in firsts)
+
+
+def _span(codes: Tensor) -> int:
+    low, high = torch.aminmax(codes)
+    return int(high) - int(low)
 
 
 def _fits(codes: Tensor, bits: int) -> bool:

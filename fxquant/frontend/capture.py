@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxquant.errors import TraceError
 from fxquant.frontend.exported import export, from_graph_module, from_program
-from fxquant.frontend.faithful import difference
+from fxquant.frontend.faithful import Compared, compared_on_one, difference
 from fxquant.frontend.prepare import check_mode, check_weights, is_aten_graph, unwrap
 from fxquant.frontend.run_counts import count_by_running
 from fxquant.frontend.trace import trace
-from passes import copy_sharing_tensors
+from passes import VerificationError, copy_sharing_tensors
 
 __all__ = ["EXPORT", "SYMBOLIC", "Captured", "as_module", "capture"]
 
@@ -35,12 +35,14 @@ class Captured:
     """A float graph, the front end that made it, and why what is not in it is not.
 
     `leaf_reasons` are by module path in `graph_module`; `notes` say why a front end was taken.
+    `compared` is what the graph and the model gave on one sample where they have been compared.
     """
 
     graph_module: fx.GraphModule
     leaf_reasons: Mapping[str, str]
     front_end: str = SYMBOLIC
     notes: tuple[str, ...] = ()
+    compared: Compared | None = None
 
 
 def as_module(model: Any) -> Any:
@@ -71,15 +73,18 @@ def capture(model: nn.Module, names: Sequence[str], values: Sequence[Any]) -> Ca
         check_weights(model)
         note = f"front end {EXPORT}: the model was handed in as its graph"
         return Captured(copy_sharing_tensors(model), {}, EXPORT, (note,))
-    symbolic, failure = None, None
+    symbolic, failure, compared = None, None, None
     try:
         symbolic = trace(model, names)
         why = _heavy_leaves(symbolic.graph_module, symbolic.leaf_reasons, values)
-        why = why or _wrong(model, names, symbolic.graph_module, values)
+        if not why:
+            compared = compared_on_one(unwrap(model), names, symbolic.graph_module, values)
+    except VerificationError as error:
+        why = f"symbolic tracing goes wrong: {error}"
     except TraceError as error:
         failure, why = error, f"symbolic tracing fails: {error}"
     if symbolic is not None and not why:
-        return Captured(symbolic.graph_module, symbolic.leaf_reasons)
+        return Captured(symbolic.graph_module, symbolic.leaf_reasons, compared=compared)
     try:
         graph_module, shape = export(unwrap(model), names, values)
         problem = difference(unwrap(model), names, graph_module, values)
@@ -93,18 +98,6 @@ def capture(model: nn.Module, names: Sequence[str], values: Sequence[Any]) -> Ca
         raise TraceError(f"{failure}; the other front end: {problem}") from failure
     note = f"front end {SYMBOLIC}, although {why}: {problem}"
     return Captured(symbolic.graph_module, symbolic.leaf_reasons, SYMBOLIC, (note,))
-
-
-def _wrong(
-    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, values: Sequence[Any]
-) -> str:
-    """Where a symbolic trace goes wrong on one sample; "" for nowhere."""
-    one = [v[:1].contiguous() if isinstance(v, Tensor) and v.dim() else v for v in values]
-    try:
-        problem = difference(unwrap(model), names, graph, one)
-    except Exception:
-        return ""  # one sample is no input of this model
-    return f"symbolic tracing goes wrong: {problem}" if problem else ""
 
 
 def _heavy_leaves(

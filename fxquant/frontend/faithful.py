@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,23 @@ from passes import VerificationError
 from passes.infra.pipeline import State
 from passes.infra.verify import check_equivalent, run_and_annotate
 
-__all__ = ["check_repeatable", "check_same_outputs", "difference", "outputs_of", "run_traced"]
+__all__ = [
+    "Compared",
+    "check_repeatable",
+    "check_same_outputs",
+    "compared_on_one",
+    "difference",
+    "outputs_of",
+    "run_traced",
+]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A graph that has run on one sample, where it gave what the model gives: `expected`."""
+
+    state: State
+    expected: Any
 
 
 def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
@@ -24,12 +41,8 @@ def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
     On the whole batch where it does not run on that: the first dimension of a recurrent layer's
     state is no batch. Raises ModelError where it does not run at all.
     """
-    one = tuple(
-        value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
-        for value in batch
-    )
     try:
-        return State.first(traced, one)
+        return State.first(traced, _one(batch))
     except VerificationError:
         pass
     try:
@@ -37,6 +50,23 @@ def run_traced(traced: fx.GraphModule, batch: tuple[Any, ...]) -> State:
     except VerificationError as error:
         why = str(error).partition(": ")[2]
         raise ModelError(f"the model does not run on the first calibration batch: {why}") from error
+
+
+def compared_on_one(
+    model: nn.Module, names: Sequence[str], graph: fx.GraphModule, batch: Sequence[Any]
+) -> Compared | None:
+    """What `graph` and `model` give on one sample of `batch`; None where that is no input of it.
+
+    Raises VerificationError where the graph does not run, or gives something else.
+    """
+    one = _one(batch)
+    try:
+        expected = outputs_of(model, names, one)
+    except Exception:
+        return None
+    state = State.first(graph, one)
+    check_equivalent(expected, state.outputs, name="the graph")
+    return Compared(state, expected)
 
 
 def outputs_of(model: nn.Module, names: Sequence[str], probe: tuple[Any, ...]) -> Any:
@@ -95,3 +125,11 @@ def difference(
     except VerificationError as error:
         return f"its graph computes something else: {error}"
     return ""
+
+
+def _one(batch: Sequence[Any]) -> tuple[Any, ...]:
+    """The first sample of a batch."""
+    return tuple(
+        value[:1].contiguous() if isinstance(value, Tensor) and value.dim() else value
+        for value in batch
+    )

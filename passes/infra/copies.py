@@ -12,6 +12,7 @@ from torch import fx, nn
 __all__ = ["copy_sharing_tensors"]
 
 _CONTAINERS = (dict, OrderedDict, set)
+_ATOMS = (int, float, str, bool, type(None), torch.dtype)
 
 
 def copy_sharing_tensors(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -47,12 +48,17 @@ def _copies_plainly(module: nn.Module) -> bool:
 def _copy_attributes(module: Any, known: dict[int, Any]) -> None:
     """What `deepcopy` does with a plain module, children first.
 
-    Most that a module holds are empty dictionaries of hooks, on which it would spend its time.
+    Most that a module holds are numbers and empty dictionaries of hooks, on which it would spend
+    its time.
     """
     kind: Any = type(module)
     twin = known[id(module)] = kind.__new__(kind)
     state = {}
     for name, value in module.__getstate__().items():
-        is_empty = type(value) in _CONTAINERS and not value
-        state[name] = value.copy() if is_empty else copy.deepcopy(value, known)
+        if type(value) in _ATOMS:
+            state[name] = value
+        elif type(value) in _CONTAINERS and not value:
+            state[name] = value.copy()
+        else:
+            state[name] = copy.deepcopy(value, known)
     twin.__setstate__(state)

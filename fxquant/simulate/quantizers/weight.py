@@ -35,6 +35,8 @@ def without_zero_point(codes: Tensor, qparams: QParams) -> tuple[Tensor, Tensor 
     Returns:
         int8 of the shape of `codes`; None or int32 of the shape of the grid's scale.
     """
+    if codes.dtype == torch.int8 and not bool(qparams.zero_point.any()):
+        return codes, None
     steps = codes.to(torch.int32) - qparams.aligned(qparams.zero_point, codes.dim())
     narrow = steps.to(torch.int8)
     return (
