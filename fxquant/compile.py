@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxquant.arguments import checked
 from fxquant.artifact.graph_json import why_not_saved
@@ -43,6 +43,7 @@ from fxquant.plan.plan import make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
+from fxquant.reconstruct.convolutions import has_fast_bfloat16
 from fxquant.report.diffs import print_diffs
 from fxquant.report.layers import LayerSource
 from fxquant.report.provenance import Provenance, versions
@@ -52,7 +53,7 @@ from fxquant.simulate.calibrate import calibrate
 from fxquant.simulate.correct_bias import CorrectBias, InputMeans
 from fxquant.simulate.nonlinear import link_forms
 from fxquant.simulate.simulation_passes import simulation_passes
-from fxquant.to_integer import to_checked_integer
+from fxquant.to_integer import narrow_floats, to_checked_integer
 from fxquant.to_integer.invariants import check_float_graph, check_simulated_graph
 
 __all__ = ["compile", "load"]
@@ -277,6 +278,8 @@ def lower(c: Compilation) -> CompiledModel:
     """Simulated graph → integer graph → the target's kernels, and the report."""
     assert c.plan is not None
     integer = to_checked_integer(c.stages["simulated"], c.plan, c.probe)
+    integer, notes = _narrowed(integer, c)
+    c = c.noting(notes)
     c = replace(c, stages={**c.stages, "integer": integer}).finished("integer")
     report = Report(
         model=type(c.request.model).__name__,
@@ -333,8 +336,18 @@ def _readable_again(calibration: Any) -> Any:
     return list(calibration) if one_shot else calibration
 
 
+def _narrowed(integer: fx.GraphModule, c: Compilation) -> tuple[fx.GraphModule, list[str]]:
+    """What stays float in the recipe's type, where the CPU has it."""
+    if c.recipe.float_dtype == "float32":
+        return integer, []
+    if not has_fast_bfloat16(torch.device("cpu")):
+        return integer, ["this CPU multiplies no bfloat16: what stays float is float32"]
+    narrowed, products = narrow_floats(integer, torch.bfloat16, c.probe)
+    return narrowed, [f"{products} products that stay float compute in bfloat16"]
+
+
 def _check_anything_quantized(c: Compilation) -> None:
-    if any(row.runs_in != "float" for row in c.coverage):
+    if c.recipe.float_dtype != "float32" or any(row.runs_in != "float" for row in c.coverage):
         return
     reasons = sorted({row.reason for row in c.coverage if row.reason})
     raise CompileError(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import fxquant
-from fxquant.cli import choosing, compiling, exporting, measuring
+from fxquant.cli import benching, choosing, compiling, exporting, measuring
 from fxquant.cli.outcome import Outcome
 from fxquant.errors import FxquantError
 from fxquant.measure.tables import finite
@@ -30,7 +30,7 @@ COMMANDS: dict[str, Command] = {
         compiling.add_compile,
         compiling.run_compile,
     ),
-    "bench": ("time models in turns", measuring.add_bench, measuring.run_bench),
+    "bench": ("time models in turns", benching.add_bench, benching.run_bench),
     "evaluate": (
         "accuracy of a float model or of a saved file",
         measuring.add_evaluate,

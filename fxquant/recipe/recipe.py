@@ -72,6 +72,11 @@ class Recipe(Table):
         "", 'a module path or glob: what runs before it stays float. "": everything.'
     )
     float: tuple[str, ...] = key((), "selectors of modules that stay float; see `Selector.parse`.")
+    float_dtype: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "what the products that stay float compute in. bfloat16 is taken on a CPU that multiplies "
+        "it, with the float operations that are connected to a product; elsewhere it is float32.",
+    )
     quantize_output: bool = key(False, "quantize the model's outputs too.")
     dynamic: bool = key(
         False, "quantize the inputs of linear and recurrent layers at run time, nothing else."

@@ -9,5 +9,6 @@ operation waits for the quantizer that follows it.
 from fxquant.to_integer.checked import to_checked_integer
 from fxquant.to_integer.convert import to_integer
 from fxquant.to_integer.grid import Grid
+from fxquant.to_integer.narrow import narrow_floats
 
-__all__ = ["Grid", "to_checked_integer", "to_integer"]
+__all__ = ["Grid", "narrow_floats", "to_checked_integer", "to_integer"]

@@ -13,7 +13,9 @@ from fxquant.backends.native.lowerings import APPROXIMATED, LOWERINGS, torch_has
 from fxquant.backends.native.planner import UnsupportedError
 from fxquant.backends.native.program_module import NativeProgram
 from fxquant.backends.native.segments import segment_module, split
+from fxquant.backends.native.steps import has_number
 from fxquant.to_integer.functional import pair
+from passes import tensor_info
 from passes.infra.listing import operation
 
 __all__ = ["lower_to_native"]
@@ -32,7 +34,7 @@ def lower_to_native(
     which torch alone has the reference's bits are left to it, unless it goes `without_torch`.
     """
     integer = _without_pairs(integer)
-    unsupported: set[str] = set(keep)
+    unsupported = {*keep, *(node.name for node in integer.graph.nodes if _has_other_types(node))}
     if not without_torch:
         unsupported |= {node.name for node in integer.graph.nodes if torch_has_the_bits(node)}
     while True:
@@ -41,6 +43,12 @@ def lower_to_native(
         except UnsupportedError as reason:
             # The next attempt leaves this node to Python; every attempt leaves one more.
             unsupported.add(reason.node.name)
+
+
+def _has_other_types(node: fx.Node) -> bool:
+    """Whether a node reads or yields what programs have no type for, such as bfloat16."""
+    found = (tensor_info(value) for value in (node, *node.all_input_nodes))
+    return any(info is not None and not has_number(info.dtype) for info in found)
 
 
 def _without_pairs(integer: fx.GraphModule) -> fx.GraphModule:

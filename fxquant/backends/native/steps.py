@@ -10,7 +10,7 @@ import torch
 
 from fxquant.backends.native.values import Buffer, Value
 
-__all__ = ["Count", "Pointer", "Port", "Step", "type_number"]
+__all__ = ["Count", "Pointer", "Port", "Step", "has_number", "type_number"]
 
 _TYPES = {
     torch.uint8: 0,
@@ -21,6 +21,11 @@ _TYPES = {
     torch.float32: 5,
     torch.bool: 6,
 }
+
+
+def has_number(dtype: torch.dtype) -> bool:
+    """Whether the C++ side knows a type."""
+    return dtype in _TYPES
 
 
 def type_number(dtype: torch.dtype) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
+import torch
 from torch import fx, nn
 
 from fxquant.errors import TargetError
 from fxquant.export.onnx.operators import EMITTERS
 from fxquant.export.onnx.options import OnnxOptions
-from fxquant.export.onnx.shapes import Shapes, has_tensors, without_plain_values
+from fxquant.export.onnx.shapes import Shape, Shapes, has_tensors, without_plain_values
 from fxquant.export.onnx.writer import Writer
 from fxquant.version import __version__
 from passes.infra.verify import flatten
@@ -33,6 +34,7 @@ def build_model(
     Raises TargetError naming a node that has no form in ONNX.
     """
     source = without_plain_values(integer, shapes)
+    _check_no_bfloat16(source, shapes)
     w = Writer(source, shapes, options, observe=observe)
     for node in source.graph.nodes:
         w.node = node
@@ -59,6 +61,16 @@ def build_model(
             **(metadata or {}),
         },
     )
+
+
+def _check_no_bfloat16(source: fx.GraphModule, shapes: Shapes) -> None:
+    for node in source.graph.nodes:
+        found = shapes.values[node.name]
+        if isinstance(found, Shape) and found.dtype == torch.bfloat16:
+            raise TargetError(
+                f"{node.name} computes in bfloat16, which ONNX Runtime has not on CPUs: export "
+                'with float_dtype = "float32"'
+            )
 
 
 def _no_form(source: fx.GraphModule, node: fx.Node) -> str:

@@ -195,6 +195,18 @@ def test_onnx_files_are_evaluated_and_timed_beside_ours(capsys: pytest.CaptureFi
     assert "bad.onnx: ONNX Runtime cannot load it" in capsys.readouterr().err
 
 
+def test_bench_puts_accuracy_beside_latency(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("--input-shape", "3,12,12", "--rounds", "1", "--calls", "1")
+    images = ("--evaluate", "images", *CALIBRATION)
+    recipes = ("--recipe", "w8a8", "--recipe", "bf16", "--target", "reference")
+    data = run_json(capsys, "bench", MODEL, *recipes, *quick, *images)
+    assert list(data["accuracy"]) == [t["name"] for t in data["timings"]]
+    assert data["accuracy"]["float"]["agreement"] == 1
+    assert data["accuracy"]["w8a8"]["sqnr_db"] > 20
+    assert main(["bench", MODEL, *quick, "--evaluate", "images"]) == 2
+    assert "add --calibration DIR" in capsys.readouterr().err
+
+
 def test_evaluate_needs_no_reference(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(capsys, "evaluate", MODEL, "images", "--images", "4", *PIXELS)
     assert data["images"] == 4

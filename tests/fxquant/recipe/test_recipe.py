@@ -45,7 +45,9 @@ def test_named_recipe_opens_and_is_described(name: str) -> None:
 
 
 def test_the_promised_recipes_exist() -> None:
-    promised = "w8a8 w8a8_onnx w8a8_x86 w8a32 w4a32 w4a8 w4a4_head_stem8 dynamic_w8a8"
+    promised = (
+        "bf16 w8a8 w8a8_bf16 w8a8_onnx w8a8_x86 w8a32 w4a32 w4a8 w4a4_head_stem8 dynamic_w8a8"
+    )
     assert set(promised.split()) <= set(names.file_names())
 
 
