@@ -183,10 +183,12 @@ def prepare(name: str, images: int | None) -> None:
     for label, path in paths.items():
         batches = network.validation_batches(images, 1)
         accuracy[label] = evaluate(OnnxNetwork(path), batches, reference=model).to_json()
-    prepared = {
-        "commit": results.commit(), "accuracy": accuracy, "images": digests(name, images)
-    }  # fmt: skip
-    (FILES / f"{name}.json").write_text(json.dumps(prepared))
+    about = {
+        "commit": results.commit(),
+        "accuracy": accuracy,
+        "images": digests(name, images),
+    }
+    (FILES / f"{name}.json").write_text(json.dumps(about))
 
 
 def prepared(name: str) -> dict[str, Any]:
