@@ -11,6 +11,7 @@ from torch import Tensor
 from fxquant.backends.native.layer import (
     SUMS,
     Layer,
+    by_panels,
     image_fields,
     may_be_fast,
     output_fields,
@@ -121,8 +122,7 @@ def lower_convolution(planner: Planner, layer: Layer, x: Value) -> Value | None:
         "segment_quads": quads,
         "kind": layer.kind,
     }
-    pixels = y.shape[2] * y.shape[3]
-    fields["by_panels"] = int(pixels < 16 and outputs > 64)
+    fields["by_panels"] = by_panels(weights, math.prod(x.shape[1:]))
     work = per_sample * layer.weight[0].numel() / 200 + per_sample / 10
     planner.emit("conv", fields, reads, (y,), work * (planner.batch or 1))
     return result

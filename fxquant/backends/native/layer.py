@@ -20,6 +20,7 @@ __all__ = [
     "GELU",
     "SUMS",
     "Layer",
+    "by_panels",
     "image_fields",
     "may_be_fast",
     "output_fields",
@@ -31,6 +32,7 @@ CODES, FLOATS, SUMS, GELU = 0, 2, 1, 3
 """What a kernel writes: the numbers are those of ``kernels/``."""
 _LARGEST_REAL = 2.0**30
 _INT32 = 2.0**31 - 1
+_MANY_PANELS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,16 @@ def output_fields(planner: Planner, layer: Layer) -> dict[str, Any]:
         fields["residual_zero_point"] = int(arguments["residual_zero_point"])
         fields["residual_multiplier"] = layer.residual_multiplier
     return fields
+
+
+def by_panels(weight: Tensor, image: float) -> int:
+    """Whether threads share a packed weight rather than one sample's input of so many bytes.
+
+    Each of them then reads its part of the weight and the whole input. A few panels too many for
+    some of the threads must not count.
+    """
+    groups, panels = weight.shape[:2]
+    return int(weight.nbytes > image and groups == 1 and panels >= _MANY_PANELS)
 
 
 def may_be_fast(planner: Planner, layer: Layer, x: Value) -> bool:

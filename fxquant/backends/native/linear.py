@@ -12,6 +12,7 @@ from fxquant.backends.native.layer import (
     FLOATS,
     GELU,
     Layer,
+    by_panels,
     image_fields,
     may_be_fast,
     output_fields,
@@ -87,7 +88,7 @@ def lower_linear(planner: Planner, layer: Layer, x: Value) -> Value | None:
         fields |= {"residual": planner.at(residual), **image_fields("residual", strides[2])}
         reads.append(residual)
     rows = math.prod(sizes) / (planner.batch or 1)
-    fields["by_panels"] = int(rows < 16 and outputs > 64)
+    fields["by_panels"] = by_panels(weights, rows * inputs)
     work = rows * outputs * inputs / 200 + rows * outputs / 10
     planner.emit("conv", fields, reads, (y,), work * (planner.batch or 1))
     if behind is not None:

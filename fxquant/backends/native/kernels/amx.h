@@ -131,10 +131,98 @@ struct PixelWalk {
   }
 };
 
+enum Store { CODES, CODES_WITH_RESIDUAL, GELU_CODES, OTHERS };
+
+// Stores the rows of a tile whose bits are set, from sums of 64 outputs a row.
+using StoreRows = void (*)(const ConvParams&, const ConvTile&, const Codes&, uint32_t,
+                           const int32_t*);
+
+template <int VECTORS, int STORE>
+static void store_rows(const ConvParams& p, const ConvTile& t, const Codes& given, uint32_t rows,
+                       const int32_t* sums) {
+  const Codes to = given;
+  for (; rows; rows &= rows - 1) {
+    const int row = __builtin_ctz(rows);
+    const int32_t* from = sums + row * 64;
+    if (STORE == OTHERS) {
+      conv_store_others<VECTORS>(p, t, to, row, from);
+    } else if (STORE == GELU_CODES) {
+      conv_store_gelu<VECTORS>(p, t, to, row, from);
+    } else {
+      __m512i words[VECTORS];
+      FXQUANT_UNROLL
+      for (int v = 0; v < VECTORS; ++v) words[v] = _mm512_load_si512(from + 16 * v);
+      conv_store_row<VECTORS, STORE == CODES_WITH_RESIDUAL>(p, t, to, row, words);
+    }
+  }
+}
+
+template <int STORE>
+static StoreRows store_of(int vectors) {
+  return vectors == 4   ? store_rows<4, STORE>
+         : vectors == 3 ? store_rows<3, STORE>
+         : vectors == 2 ? store_rows<2, STORE>
+                        : store_rows<1, STORE>;
+}
+
+static inline StoreRows store_of(const ConvParams& p, int vectors) {
+  return p.kind == 3                  ? store_of<GELU_CODES>(vectors)
+         : p.kind != 0                ? store_of<OTHERS>(vectors)
+         : p.residual                 ? store_of<CODES_WITH_RESIDUAL>(vectors)
+                                      : store_of<CODES>(vectors);
+}
+
+// The sums of two tiles that are found and not yet stored. A few rows become codes between the
+// multiplications of the next tiles, so that both units have something to do.
+struct PendingRows {
+  const ConvParams& p;
+  const Codes to;
+  ConvTile t;
+  StoreRows store;
+  const PixelTile* tiles;
+  const int32_t* sums;      // 64 a row, 16 rows a tile
+  int at, end;              // rows
+  int each;                 // a power of 2 up to 16: rows to be stored with a step of the products
+
+  explicit PendingRows(const ConvParams& params)
+      : p(params), to(codes_of(params)), t{}, store(nullptr), tiles(nullptr), sums(nullptr), at(0),
+        end(0), each(16) {}
+
+  void take(const ConvTile& tile, const PixelTile* pixels, int count, const int32_t* found) {
+    t = tile;
+    store = store_of(p, (tile.outputs + 15) / 16);
+    tiles = pixels;
+    sums = found;
+    at = 0;
+    end = 16 * count;
+  }
+
+  // All are to be stored within so many steps, where that takes longer than the products.
+  void spread(int steps) {
+    each = p.kind == 3 ? 2 : 0;
+    while (each && each < 16 && each * steps < end) each *= 2;
+  }
+
+  void some() {
+    if (!each || at == end) return;
+    const PixelTile& tile = tiles[at / 16];
+    const uint32_t rows = static_cast<uint32_t>(tile.stored) & ((1u << each) - 1) << at % 16;
+    t.y = tile.y;
+    t.residual = tile.residual;
+    if (rows) store(p, t, to, rows, sums + at / 16 * 16 * 64);
+    at += each;
+  }
+
+  void all() {
+    for (each = 16, at &= ~15; at < end;) some();
+  }
+};
+
 // The sums of PIXELS tiles times OUTPUTS * 16 outputs, into `sums` of 64 outputs a row.
 template <int PIXELS, int OUTPUTS, bool TAIL>
 static inline void multiply_tiles(const ConvParams& p, const PixelTile* tiles, const int8_t* weight,
-                                  const int32_t* bias, int64_t x_offset, int32_t* sums) {
+                                  const int32_t* bias, int64_t x_offset, int32_t* sums,
+                                  PendingRows& pending) {
   const int full = p.segment_quads / 16;
   const int64_t step = p.x_column;
   _tile_loadd(0, bias, 0);
@@ -163,19 +251,20 @@ static inline void multiply_tiles(const ConvParams& p, const PixelTile* tiles, c
           }
           _tile_dpbusd(2, 4, 5);
         }
-        continue;
+      } else {
+        _tile_loadd(6, weight, 256);
+        if (PIXELS > 1) _tile_loadd(5, b, step);
+        _tile_dpbusd(0, 4, 6);
+        if (OUTPUTS > 1) {
+          _tile_loadd(7, weight + 64, 256);
+          _tile_dpbusd(1, 4, 7);
+        }
+        if (PIXELS > 1) {
+          _tile_dpbusd(2, 5, 6);
+          if (OUTPUTS > 1) _tile_dpbusd(3, 5, 7);
+        }
       }
-      _tile_loadd(6, weight, 256);
-      if (PIXELS > 1) _tile_loadd(5, b, step);
-      _tile_dpbusd(0, 4, 6);
-      if (OUTPUTS > 1) {
-        _tile_loadd(7, weight + 64, 256);
-        _tile_dpbusd(1, 4, 7);
-      }
-      if (PIXELS > 1) {
-        _tile_dpbusd(2, 5, 6);
-        if (OUTPUTS > 1) _tile_dpbusd(3, 5, 7);
-      }
+      pending.some();
     }
     if (TAIL) {
       _tile_loadd(6, a, step);
@@ -194,6 +283,7 @@ static inline void multiply_tiles(const ConvParams& p, const PixelTile* tiles, c
         _tile_dpbusd(2, 6, 7);
       }
       weight += p.segment_quads % 16 * 256;
+      pending.some();
     }
   }
   _tile_stored(0, sums, 256);
@@ -203,68 +293,22 @@ static inline void multiply_tiles(const ConvParams& p, const PixelTile* tiles, c
 }
 
 using MultiplyTiles = void (*)(const ConvParams&, const PixelTile*, const int8_t*, const int32_t*,
-                               int64_t, int32_t*);
+                               int64_t, int32_t*, PendingRows&);
 static const MultiplyTiles multiply[2][2][2] = {
     {{multiply_tiles<1, 1, false>, multiply_tiles<1, 1, true>},
      {multiply_tiles<1, 2, false>, multiply_tiles<1, 2, true>}},
     {{multiply_tiles<2, 1, false>, multiply_tiles<2, 1, true>},
      {multiply_tiles<2, 2, false>, multiply_tiles<2, 2, true>}}};
 
-template <int VECTORS>
-static inline void store_tile(const ConvParams& p, ConvTile& t, const Codes& to,
-                              const PixelTile& tile, const int32_t* sums) {
-  t.y = tile.y;
-  t.residual = tile.residual;
-  for (int left = tile.stored; left; left &= left - 1) {
-    const int row = __builtin_ctz(static_cast<unsigned>(left));
-    const int32_t* from = sums + row * 64;
-    if (p.kind != 0) {
-      conv_store_others<VECTORS>(p, t, to, row, from);
-      continue;
-    }
-    __m512i words[VECTORS];
-    FXQUANT_UNROLL
-    for (int v = 0; v < VECTORS; ++v) words[v] = _mm512_load_si512(from + 16 * v);
-    if (p.residual)
-      conv_store_row<VECTORS, true>(p, t, to, row, words);
-    else
-      conv_store_row<VECTORS, false>(p, t, to, row, words);
-  }
-}
-
-// A pair of tiles whose sums are found and not yet stored.
-struct PendingPair {
-  ConvTile t;
-  const PixelTile* tiles;
-  const int32_t* sums;
-  int count;
-};
-
-static inline void store_pair(const ConvParams& p, const Codes& to, PendingPair& pair) {
-  const int vectors = (pair.t.outputs + 15) / 16;
-  for (int i = 0; i < pair.count; ++i) {
-    const int32_t* sums = pair.sums + i * 16 * 64;
-    if (vectors == 4)
-      store_tile<4>(p, pair.t, to, pair.tiles[i], sums);
-    else if (vectors == 3)
-      store_tile<3>(p, pair.t, to, pair.tiles[i], sums);
-    else if (vectors == 2)
-      store_tile<2>(p, pair.t, to, pair.tiles[i], sums);
-    else
-      store_tile<1>(p, pair.t, to, pair.tiles[i], sums);
-  }
-  pair.count = 0;
-}
-
-// The tiles' products of one pair are on their way while the sums of the pair before become codes.
+// The products of one pair of tiles are on their way while the sums of the pair before become codes.
 static inline void conv_tiles(const ConvParams& p, const PixelTile* tiles, int count, int from,
                               int to_panel) {
   enum { PAIR = 2 * 16 * 64 };
   alignas(64) int32_t sums[2 * PAIR];
   const int panels = (p.outputs + 63) / 64;
   const bool tail = p.segment_quads % 16 != 0;
-  const Codes to = codes_of(p);
-  PendingPair before = {};
+  const int steps = p.segments * ((p.segment_quads + 15) / 16);
+  PendingRows pending(p);
   int parity = 0;
   for (int panel = from; panel < to_panel; ++panel) {
     const ConvTile t = conv_tile_of(p, panel / panels, panel % panels);
@@ -272,14 +316,15 @@ static inline void conv_tiles(const ConvParams& p, const PixelTile* tiles, int c
     for (int first = 0; first < count; first += 2, parity ^= 1) {
       const int pair = count - first > 1;
       int32_t* here = sums + parity * PAIR;
+      pending.spread((vectors + 1) / 2 * steps);
       for (int v = 0; v < vectors; v += 2)
         multiply[pair][vectors - v > 1][tail](p, tiles + first, t.weight + 64 * v, t.bias + 16 * v,
-                                              panel / panels * p.x_group, here + 16 * v);
-      store_pair(p, to, before);
-      before = {t, tiles + first, here, pair + 1};
+                                              panel / panels * p.x_group, here + 16 * v, pending);
+      pending.all();
+      pending.take(t, tiles + first, pair + 1, here);
     }
   }
-  store_pair(p, to, before);
+  pending.all();
 }
 
 static inline void conv(const ConvParams& given, int begin, int end) {

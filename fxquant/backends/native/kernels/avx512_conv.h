@@ -40,15 +40,15 @@ FXQUANT_INLINE void conv_store_codes(const ConvParams& p, const ConvTile& t, con
 
 // Codes of a GELU. It is nowhere far below 0, so that only what is too large must not be converted.
 template <int VECTORS>
-static __attribute__((noinline)) void conv_store_gelu(const ConvParams& p, const ConvTile& t,
-                                                      const Codes& to, int row,
-                                                      const int32_t* sums) {
+FXQUANT_INLINE void conv_store_gelu(const ConvParams& p, const ConvTile& t, const Codes& to, int row,
+                                    const int32_t* sums) {
   __m512i codes[VECTORS];
   FXQUANT_UNROLL
   for (int v = 0; v < VECTORS; ++v) {
     const __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * v)),
                                       _mm512_loadu_ps(t.multiplier + 16 * v));
-    const __m512 steps = _mm512_mul_ps(gelu_of(real), _mm512_set1_ps(p.inverse));
+    const __m512 half = _mm512_mul_ps(real, _mm512_set1_ps(0.5f * p.inverse));
+    const __m512 steps = _mm512_fmadd_ps(half, erf_of_gelu(real), half);
     codes[v] = _mm512_cvtps_epi32(_mm512_min_ps(steps, _mm512_set1_ps(1e9f)));
   }
   conv_store_codes<VECTORS>(p, t, to, row, codes);
