@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxquant.arguments import checked
 from fxquant.artifact.graph_json import why_not_saved
@@ -27,7 +27,7 @@ from fxquant.compilation import (
     calibration_source,
     reproducible,
 )
-from fxquant.compiled import CompiledModel, load_compiled, lower_compiled
+from fxquant.compiled import CompiledModel, in_float_dtype, load_compiled, lower_compiled
 from fxquant.errors import CompileError, InputError, ModelError, TargetError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.capture import as_module, capture
@@ -43,7 +43,6 @@ from fxquant.plan.plan import make_plan
 from fxquant.plan.stage_passes import canonical_passes, fusing_passes
 from fxquant.recipe import Recipe
 from fxquant.reconstruct import gptq, reconstruct
-from fxquant.reconstruct.convolutions import has_fast_bfloat16
 from fxquant.report.diffs import print_diffs
 from fxquant.report.layers import LayerSource
 from fxquant.report.provenance import Provenance, versions
@@ -53,7 +52,7 @@ from fxquant.simulate.calibrate import calibrate
 from fxquant.simulate.correct_bias import CorrectBias, InputMeans
 from fxquant.simulate.nonlinear import link_forms
 from fxquant.simulate.simulation_passes import simulation_passes
-from fxquant.to_integer import narrow_floats, to_checked_integer
+from fxquant.to_integer import to_checked_integer
 from fxquant.to_integer.invariants import check_float_graph, check_simulated_graph
 
 __all__ = ["compile", "load"]
@@ -278,7 +277,7 @@ def lower(c: Compilation) -> CompiledModel:
     """Simulated graph → integer graph → the target's kernels, and the report."""
     assert c.plan is not None
     integer = to_checked_integer(c.stages["simulated"], c.plan, c.probe)
-    integer, notes = _narrowed(integer, c)
+    integer, notes = in_float_dtype(integer, c.recipe, c.probe)
     c = c.noting(notes)
     c = replace(c, stages={**c.stages, "integer": integer}).finished("integer")
     report = Report(
@@ -334,16 +333,6 @@ def _check_target(target: Any, request: Request) -> None:
 def _readable_again(calibration: Any) -> Any:
     one_shot = isinstance(calibration, Iterable) and iter(calibration) is calibration
     return list(calibration) if one_shot else calibration
-
-
-def _narrowed(integer: fx.GraphModule, c: Compilation) -> tuple[fx.GraphModule, list[str]]:
-    """What stays float in the recipe's type, where the CPU has it."""
-    if c.recipe.float_dtype == "float32":
-        return integer, []
-    if not has_fast_bfloat16(torch.device("cpu")):
-        return integer, ["this CPU multiplies no bfloat16: what stays float is float32"]
-    narrowed, products = narrow_floats(integer, torch.bfloat16, c.probe)
-    return narrowed, [f"{products} products that stay float compute in bfloat16"]
 
 
 def _check_anything_quantized(c: Compilation) -> None:

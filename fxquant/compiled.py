@@ -24,15 +24,16 @@ from fxquant.export.onnx import OnnxOptions, export_onnx
 from fxquant.frontend.run_inputs import check_finite, is_float, mismatch, shapes
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
+from fxquant.reconstruct.convolutions import has_fast_bfloat16
 from fxquant.report.report import Report
 from fxquant.report.summary import quantizer_rows, refusals
-from fxquant.to_integer import to_checked_integer
+from fxquant.to_integer import narrow_floats, to_checked_integer
 from passes import PassError
 
 if TYPE_CHECKING:
     from fxquant.export.onnx.report import OnnxReport
 
-__all__ = ["CompiledModel", "load_compiled", "lower_compiled", "with_simulated"]
+__all__ = ["CompiledModel", "in_float_dtype", "load_compiled", "lower_compiled", "with_simulated"]
 
 
 class CompiledModel(nn.Module):
@@ -185,13 +186,16 @@ class CompiledModel(nn.Module):
         form: str = "qdq",
         exact: bool = False,
         for_: str = "onnxruntime",
+        weights: str = "int8",
     ) -> OnnxReport:
         """Write an ONNX file of opset 21 from the integer graph, checked in ONNX Runtime.
 
         `form`: float operators between DequantizeLinear and QuantizeLinear ("qdq"), or operators
         on codes ("qoperator"). With `exact` ONNX Runtime computes the integers of `reference`, in
         the whole network; else each operator is at most one step from them. `for_` is
-        "onnxruntime" or "openvino". The batch size is free where the network leaves it free.
+        "onnxruntime" or "openvino". `weights` are stored as "int8", or as "uint8" with a zero point
+        of 128: the same values, for kernels that multiply u8 by u8. The batch size is free where
+        the network leaves it free.
 
         The file appears when every check has passed; the result says what was compared, and
         prints as a table. Raises InputError for options that do not go together, TargetError
@@ -202,7 +206,7 @@ class CompiledModel(nn.Module):
             Path(path),
             integer=self.stages["integer"],
             example=self.example,
-            options=OnnxOptions(form, exact, for_),
+            options=OnnxOptions(form, exact, for_, weights),
             metadata={"fxquant.model": self.report.model, "fxquant.recipe": self.recipe.to_toml()},
         )
 
@@ -304,12 +308,25 @@ def _from_bytes(data: bytes, target: str, check_inputs: bool) -> CompiledModel:
     return q
 
 
+def in_float_dtype(
+    integer: fx.GraphModule, recipe: Recipe, probe: Sequence[Any]
+) -> tuple[fx.GraphModule, list[str]]:
+    """An integer graph whose float products are in the recipe's type, and notes for the report."""
+    if recipe.float_dtype == "float32":
+        return integer, []
+    if not has_fast_bfloat16(torch.device("cpu")):
+        return integer, ["this CPU multiplies no bfloat16: what stays float is float32"]
+    narrowed, products = narrow_floats(integer, torch.bfloat16, probe)
+    return narrowed, [f"{products} products that stay float compute in bfloat16"]
+
+
 def with_simulated(
     q: CompiledModel, simulated: fx.GraphModule, notes: Sequence[str] = ()
 ) -> CompiledModel:
     """`q` lowered again from another simulated graph of the same nodes; `notes` for its report."""
     assert q.plan is not None
     integer = to_checked_integer(simulated, q.plan, q.example)
+    integer, _ = in_float_dtype(integer, q.recipe, q.example)
     report = replace(
         q.report,
         quantizers=quantizer_rows(simulated, {row.path: row.proof for row in q.report.quantizers}),

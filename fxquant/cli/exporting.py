@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fxquant.cli import options
 from fxquant.cli.outcome import Outcome
-from fxquant.export.onnx.options import CONSUMERS, FORMS
+from fxquant.export.onnx.options import CONSUMERS, FORMS, WEIGHTS
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         default="onnxruntime",
         help="who reads the file; default onnxruntime",
     )
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="int8",
+        help="the type that they are stored in; uint8 for kernels that multiply u8 by u8",
+    )
     options.add_common(parser)
 
 
@@ -53,7 +59,11 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
     if arguments.onnx is not None:
         options.check_destination("--onnx", arguments.onnx)
         report = options.open_artifact(arguments.file, "reference").export_onnx(
-            arguments.onnx, form=arguments.form, exact=arguments.exact, for_=arguments.for_
+            arguments.onnx,
+            form=arguments.form,
+            exact=arguments.exact,
+            for_=arguments.for_,
+            weights=arguments.weights,
         )
         return Outcome(str(report), report.to_json())
     compiled = options.open_artifact(arguments.file, "native")

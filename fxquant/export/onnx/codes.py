@@ -6,6 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from fxquant.export.onnx.weights import stored_weight, weight_zeros
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.rounding import float32_scalar
 
@@ -124,10 +125,14 @@ def emit_dequantize_weight(w: Writer, node: fx.Node) -> ir.Value:
     shift = None if a["weight_zero_point"] is None else w.tensor(a["weight_zero_point"])
     name = str(a["weight"].target)
     one = scale.numel() == 1
-    inputs = [w.weight(weight, name), w.constant(scale.reshape([] if one else [-1]), f"{name}_s")]
-    if shift is not None:
-        zero = shift.to(weight.dtype).expand(scale.shape).reshape([] if one else [-1])
-        inputs.append(w.constant(zero.contiguous(), f"{name}_z"))
+    inputs = [
+        stored_weight(w, weight, name),
+        w.constant(scale.reshape([] if one else [-1]), f"{name}_s"),
+    ]
+    zeros = weight_zeros(w, shift)
+    if zeros is not None:
+        zeros = zeros.expand(scale.numel()).reshape([] if one else [-1])
+        inputs.append(w.constant(zeros.contiguous(), f"{name}_z"))
     return w.op("DequantizeLinear", *inputs, axis=None if one else a["axis"] % weight.dim())
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from fxquant.export.onnx.weights import stored_weight, weight_zero_point
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.dynamic import SMALLEST_SCALE
 
@@ -36,7 +37,7 @@ class DynamicWeight:
         # float32(s_x · s_w) is rounded once, from float64.
         scale = scale.double() if w.options.exact else scale
         return cls(
-            w.weight(w.tensor(weight).t().contiguous(), f"{name}_transposed"),
+            stored_weight(w, w.tensor(weight).t().contiguous(), f"{name}_transposed"),
             w.constant(scale, f"{name}_scale"),
             None if bias is None else w.value(bias),
         )
@@ -49,7 +50,8 @@ class DynamicWeight:
         else:
             codes, x_scale, zero = w.ops("DynamicQuantizeLinear", 3, x)
             factor = w.op("Mul", x_scale, self.scale)
-        sums = w.cast(w.op("MatMulInteger", codes, self.stored, zero), torch.float32)
+        products = w.op("MatMulInteger", codes, self.stored, zero, weight_zero_point(w))
+        sums = w.cast(products, torch.float32)
         y = w.op("Mul", sums, factor)
         return y if self.bias is None else w.op("Add", y, self.bias)
 

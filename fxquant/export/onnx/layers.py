@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from fxquant.export.onnx.codes import dequantized, to_codes, zero_point_of
 from fxquant.export.onnx.sums import integer_sums, windows
+from fxquant.export.onnx.weights import stored_weight, weight_zeros
 from fxquant.export.onnx.writer import MICROSOFT, Writer
 from fxquant.integer.bounds import FLOAT32_LIMIT, checked_bound, shifted_weight, weight_reach
 from fxquant.integer.rounding import channel_factors, rescale_factor
@@ -89,8 +90,8 @@ class _Layer:
 
     def weight_value(self) -> ir.Value:
         if self.kind == "MatMul":
-            return self.w.weight(self.weight.t().contiguous(), f"{self.name}_transposed")
-        return self.w.weight(self.weight, self.name)
+            return stored_weight(self.w, self.weight.t().contiguous(), f"{self.name}_transposed")
+        return stored_weight(self.w, self.weight, self.name)
 
     def bias_value(self) -> ir.Value | None:
         if self.bias is None:
@@ -108,7 +109,8 @@ class _Layer:
             factors = factors.expand(self.channels).contiguous()
         x_scale = one if exact else w.scalar(a["x_scale"], torch.float32)
         y_scale = one if exact else w.scalar(a["scale"], torch.float32)
-        no_shift = torch.zeros(self.channels, dtype=torch.int8)
+        no_shift = weight_zeros(w, torch.zeros(self.channels))
+        assert no_shift is not None
         x = (self.x, x_scale, zero_point_of(w, a["x_zero_point"], self.codes))
         y = (y_scale, zero_point_of(w, a["zero_point"], a["dtype"]))
         weight = (
@@ -206,12 +208,10 @@ class _Layer:
                 raise w.refusal("groups whose weights have scales of their own")
             scale = grouped[0].contiguous()
         inputs = [self.weight_value(), w.constant(scale, f"{self.name}_scale")]
-        if self.shift is not None:
-            shift = self.shift.to(torch.int64)
-            if int(shift.min()) < -128 or int(shift.max()) > 127:
-                raise w.refusal("zero points of weights outside of int8")
-            zero = shift.to(torch.int8).expand(scale.shape).contiguous()
-            inputs.append(w.constant(zero, f"{self.name}_zero"))
+        zeros = weight_zeros(w, self.shift)
+        if zeros is not None:
+            zeros = zeros.expand(scale.shape).contiguous()
+            inputs.append(w.constant(zeros, f"{self.name}_zero"))
         operands = [x, w.op("DequantizeLinear", *inputs, axis=axis)]
         bias = self.bias_value()
         if bias is not None:

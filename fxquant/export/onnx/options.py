@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 from fxquant.errors import InputError, nearest
 
-__all__ = ["CONSUMERS", "FORMS", "OnnxOptions"]
+__all__ = ["CONSUMERS", "FORMS", "WEIGHTS", "OnnxOptions"]
 
 FORMS = ("qdq", "qoperator")
 CONSUMERS = ("onnxruntime", "openvino")
+WEIGHTS = ("int8", "uint8")
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
     """The form of the nodes, whether every integer must be the reference's, and who reads them.
+
+    `weights` is the type that they are stored in: uint8 has a zero point of 128, the same values.
 
     Raises InputError for what does not go together.
     """
@@ -22,11 +25,13 @@ class OnnxOptions:
     form: str = "qdq"
     exact: bool = False
     consumer: str = "onnxruntime"
+    weights: str = "int8"
 
     def __post_init__(self) -> None:
         for what, found, known in (
             ("form", self.form, FORMS),
             ("consumer", self.consumer, CONSUMERS),
+            ("type of weights", self.weights, WEIGHTS),
         ):
             if found not in known:
                 raise InputError(

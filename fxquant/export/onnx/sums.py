@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.export.onnx.codes import centered, zero_point_of
+from fxquant.export.onnx.weights import stored_weight, weight_zero_point
 from fxquant.export.onnx.writer import Writer
 from fxquant.integer.bounds import accumulator_dtype
 
@@ -62,8 +63,9 @@ def integer_sums(
             stored = part.t().contiguous() if rows else part
             label = f"{name}_{index}" if index or shift is not None else name
             label += "_transposed" if rows else ""
-            value = w.weight(stored, label)
-            found = w.op(kind, operand, value, zero_point_of(w, zero, dtype), **options)
+            value = stored_weight(w, stored, label)
+            zeros = zero_point_of(w, zero, dtype), weight_zero_point(w)
+            found = w.op(kind, operand, value, *zeros, **options)
             total = found if total is None else w.op("Add", total, found)
         assert total is not None
         return total

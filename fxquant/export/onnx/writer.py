@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ml_dtypes
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx
@@ -151,6 +150,13 @@ class Writer:
             self._constants[key] = self._initializer(array, name)
         return self._constants[key]
 
+    def stored(self, array: Any, name: str) -> ir.Value:
+        """An initializer of a type that torch has not; one for each name."""
+        key = (name, "stored")
+        if key not in self._constants:
+            self._constants[key] = self._initializer(array, name)
+        return self._constants[key]
+
     def scalar(self, value: float, dtype: torch.dtype) -> ir.Value:
         """A constant of shape []."""
         kind = str(dtype).removeprefix("torch.")
@@ -160,26 +166,6 @@ class Writer:
         """A constant of int64, one dimension."""
         name = "_".join(map(str, values)) if len(values) < 7 else "numbers"
         return self.constant(torch.tensor(values, dtype=torch.int64), f"int64_{name}")
-
-    def weight(self, value: Tensor, name: str) -> ir.Value:
-        """An int8 weight; what spans 16 codes in every channel is stored in 4 bits.
-
-        It is cast, and shifted where a channel needs that, when the file is loaded. ONNX Runtime
-        keeps its integer layers behind a cast, not behind a dequantized INT4.
-        """
-        shift = _shift_to_4_bits(value)
-        if shift is None:
-            return self.constant(value, name)
-        key = (name, "int4")
-        if key not in self._constants:
-            array = (value - shift).numpy().astype(ml_dtypes.int4)
-            self._constants[key] = self._initializer(array, f"{name}_int4")
-        stored = self._constants[key]
-        if not bool(shift.any()):
-            return self.cast(stored, torch.int8)
-        # Runtimes add in 32 bits.
-        offset = self.constant(shift.int(), f"{name}_shift")
-        return self.cast(self.op("Add", self.cast(stored, torch.int32), offset), torch.int8)
 
     def cast(self, x: ir.Value, dtype: torch.dtype) -> ir.Value:
         """`x` in another type."""
@@ -268,16 +254,3 @@ class Writer:
         self._names[name] += 1
         count = self._names[name]
         return name if count == 1 else self._unique(f"{name}_{count}")
-
-
-def _shift_to_4_bits(weight: Tensor) -> Tensor | None:
-    """What to take from each channel, of either of the first dimensions, for codes of INT4."""
-    if weight.dtype != torch.int8 or weight.numel() < 2:
-        return None
-    for axis in range(min(weight.dim(), 2)):
-        rest = [dim for dim in range(weight.dim()) if dim != axis]
-        low, high = weight.amin(rest, True), weight.amax(rest, True)
-        if bool((high.int() - low.int() <= 15).all()):
-            fits = (low >= -8) & (high <= 7)
-            return torch.where(fits, 0, low.int() + 8).to(torch.int8)
-    return None

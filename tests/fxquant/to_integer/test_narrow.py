@@ -13,7 +13,7 @@ import fxquant
 from fxquant.errors import TargetError
 from fxquant.to_integer import narrow_floats
 
-COMPILE = sys.modules["fxquant.compile"]
+COMPILED = sys.modules["fxquant.compiled"]
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -35,7 +35,7 @@ class Mixed(nn.Module):
 
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(COMPILE, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(COMPILED, "has_fast_bfloat16", lambda device: True)
 
 
 def compiled(target: str = "reference", recipe: str = "w8a8_bf16") -> fxquant.CompiledModel:
@@ -115,7 +115,7 @@ def test_recipe_bf16_quantizes_nothing() -> None:
 
 
 def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(COMPILE, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(COMPILED, "has_fast_bfloat16", lambda device: False)
     q = compiled()
     assert torch.bfloat16 not in dtypes(q.stages["integer"]).values()
     assert any("multiplies no bfloat16" in note for note in q.report.notes)

@@ -19,6 +19,8 @@ EXACT = OnnxOptions("qoperator", exact=True)
 NEUTRAL = OnnxOptions("qdq", exact=True)
 OPERATORS = OnnxOptions("qoperator")
 PORTABLE = OnnxOptions("qdq")
+UNSIGNED = OnnxOptions("qoperator", exact=True, weights="uint8")
+UNSIGNED_PORTABLE = OnnxOptions("qdq", weights="uint8")
 
 
 def model_of(graph: fx.GraphModule, example: Tensor, options: OnnxOptions) -> ir.Model:
@@ -46,9 +48,10 @@ def lock_step(
 def exact_everywhere(graph: fx.GraphModule, x: Tensor) -> None:
     """The exact forms give the reference's integers; the others are at most one step away."""
     for optimize in (True, False):
-        found = lock_step(graph, x, EXACT, optimize=optimize)
-        assert found.differing == 0, found.operations
-        for options in (OPERATORS, PORTABLE):
+        for options in (EXACT, UNSIGNED):
+            found = lock_step(graph, x, options, optimize=optimize)
+            assert found.differing == 0, found.operations
+        for options in (OPERATORS, PORTABLE, UNSIGNED_PORTABLE):
             found = lock_step(graph, x, options, optimize=optimize)
             assert found.largest <= 1, found.operations
     found = lock_step(graph, x, NEUTRAL)

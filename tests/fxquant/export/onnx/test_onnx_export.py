@@ -46,6 +46,15 @@ def run(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
+def optimized_kinds(path: Path) -> list[str]:
+    """The operators that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_an_exact_file_gives_the_reference_s_bits_for_any_batch(
     compiled: CompiledModel, tmp_path: Path, form: str
@@ -191,12 +200,23 @@ def test_4_bit_weights_are_integer_layers_once_the_file_is_loaded(tmp_path: Path
     stored = ir.load(tmp_path / "m.onnx").graph.initializers.values()
     wide = {value.dtype.name for value in stored if value.name.endswith("weight_int4")}
     assert wide == {"INT4"}
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    kinds = optimized_kinds(tmp_path / "m.onnx")
     assert "QLinearConv" in kinds
     assert "Cast" not in kinds
+
+
+def test_uint8_weights_are_the_same_values_in_the_same_layers(
+    compiled: CompiledModel, tmp_path: Path
+) -> None:
+    compiled.export_onnx(tmp_path / "s.onnx", exact=True)
+    compiled.export_onnx(tmp_path / "u.onnx", exact=True, weights="uint8")
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(run(tmp_path / "u.onnx", x), compiled(x))
+    stored = ir.load(tmp_path / "u.onnx").graph.initializers.values()
+    assert {v.dtype.name for v in stored if v.name.endswith(".weight")} == {"UINT8"}
+    kinds = optimized_kinds(tmp_path / "u.onnx")
+    assert kinds == optimized_kinds(tmp_path / "s.onnx")
+    assert "QLinearConv" in kinds
 
 
 class Curve(nn.Module):
