@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,14 @@ from torch import Tensor, fx
 from passes.infra.base import TensorInfo
 from passes.infra.errors import VerificationError
 
-__all__ = ["Invariant", "check_equivalent", "check_well_formed", "flatten", "run_and_annotate"]
+__all__ = [
+    "Invariant",
+    "check_equivalent",
+    "check_well_formed",
+    "flatten",
+    "rounding_error",
+    "run_and_annotate",
+]
 
 Invariant = Callable[[fx.GraphModule], None]
 """Raises VerificationError where a stage's promise does not hold."""
@@ -69,11 +78,15 @@ def run_and_annotate(graph_module: fx.GraphModule, inputs: Sequence[Any], *, nam
         raise VerificationError(f"{name}: running {where} failed: {error}") from error
 
 
-def check_equivalent(expected: Any, found: Any, *, name: str) -> None:
+def check_equivalent(
+    expected: Any, found: Any, *, name: str, tolerance: float = RELATIVE_ERROR
+) -> None:
     """Two outputs are the same structure of tensors up to float rounding.
 
     The error is measured against the size of the whole tensor (relative L2 norm), because
     reordered sums err by the size of their terms and not of their result.
+
+    Raises VerificationError where it is larger than `tolerance`.
     """
     left, right = list(flatten(expected)), list(flatten(found))
     if [path for path, _ in left] != [path for path, _ in right]:
@@ -111,11 +124,35 @@ def check_equivalent(expected: Any, found: Any, *, name: str) -> None:
         want, got = want[finite], got[finite]
         difference = (want.double() - got.double()).norm()
         size = want.double().norm()
-        if not difference <= RELATIVE_ERROR * size:
+        if not difference <= tolerance * size:
             raise VerificationError(
                 f"{name}: is exact but output{path} differs by {float(difference / size):.2e} "
-                f"of its norm (at most {RELATIVE_ERROR:.0e})"
+                f"of its norm (at most {tolerance:.0e})"
             )
+
+
+def rounding_error(graph_module: fx.GraphModule, inputs: Sequence[Any], outputs: Any) -> float:
+    """How far `outputs`, what the graph gives in float32, are from what it gives in float64.
+
+    The largest relative L2 norm of all outputs; 0 where the graph does not run in float64.
+    """
+    double = copy.deepcopy(graph_module).double()
+    try:
+        with torch.no_grad():
+            exact = fx.Interpreter(double).run(*(_double(value) for value in inputs))
+    except Exception:
+        return 0.0
+    errors = [0.0]
+    for (_, got), (_, want) in zip(flatten(outputs), flatten(exact), strict=True):
+        if isinstance(want, Tensor) and want.is_floating_point() and got.shape == want.shape:
+            error = float((got.double() - want).norm() / want.norm())
+            errors.append(error if math.isfinite(error) else 0.0)
+    return max(errors)
+
+
+def _double(value: Any) -> Any:
+    own = copy.deepcopy(value)
+    return own.double() if isinstance(own, Tensor) and own.is_floating_point() else own
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from passes import (
 )
 from passes.infra.listing import count_operations
 from passes.infra.pipeline import State
-from passes.infra.verify import run_and_annotate
+from passes.infra.verify import RELATIVE_ERROR, rounding_error, run_and_annotate
 from tests.passes.checking import float_graph
 from tests.passes.models import image, make
 
@@ -179,9 +179,10 @@ def test_a_stage_begins_with_the_outputs_of_the_one_before() -> None:
     assert len(runs) == 1
     state, _ = Pipeline([Replace()]).go_on(state.next_stage())
     assert len(runs) == 2
+    Pipeline([Replace(torch.relu, F.relu)]).go_on(state.next_stage())
+    assert len(runs) == 3
     with pytest.raises(VerificationError, match=r"^replace: is exact but output differs"):
         Pipeline([Replace(torch.relu, torch.tanh)]).go_on(state.next_stage())
-    assert len(runs) == 3
 
 
 def test_passes_that_change_nothing_run_nothing() -> None:
@@ -199,3 +200,42 @@ def test_a_failure_holds_the_graph_with_the_passes_of_earlier_pipelines() -> Non
         Pipeline([Broken()]).go_on(state)
     assert count_operations(caught.value.failure.before) == {"relu": 1, "exp": 1}
     assert caught.value.failure.before.graph.find_nodes(op="call_function", target=torch.relu)
+
+
+# -- a graph that magnifies rounding ---------------------------------------------------------------
+
+
+class Divide(Pass):
+    """Divides by `divisor` where the graph multiplied."""
+
+    def __init__(self, divisor: float) -> None:
+        self.divisor = divisor
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        rewriter = Rewriter(graph_module)
+        for node in graph_module.graph.find_nodes(op="call_function", target=torch.mul):
+            rewriter.replace_call(node, torch.div, (node.args[0], self.divisor))
+        return PassResult(rewriter.finish())
+
+
+def magnifying() -> fx.GraphModule:
+    """One step of a float32 near 1e3 is a thousandth of what the subtraction leaves."""
+    return float_graph(make(lambda self, x: torch.sub(torch.mul(F.relu(x) + 1e4, 0.1), 1e3)))
+
+
+def test_an_exact_pass_may_err_as_float32_makes_the_graph_err() -> None:
+    graph_module = magnifying()
+    outputs = run_and_annotate(graph_module, (image(),), name="probe")
+    assert rounding_error(graph_module, (image(),), outputs) > RELATIVE_ERROR
+    assert Pipeline([Divide(10)]).run(graph_module, (image(),))[0].verified == "same outputs"
+
+
+def test_a_graph_that_magnifies_rounding_hides_no_wrong_pass() -> None:
+    with pytest.raises(VerificationError, match=r"^divide: is exact but output differs"):
+        Pipeline([Divide(10.001)]).run(magnifying(), (image(),))
+
+
+def test_earlier_inexact_passes_are_no_rounding() -> None:
+    steps = [ReplaceInexactly(new=torch.tanh), Replace(torch.exp, torch.sin)]
+    with pytest.raises(VerificationError, match=r"^replace: is exact but output differs"):
+        Pipeline(steps).run(relu(), (image(),))
