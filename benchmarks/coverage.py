@@ -5,8 +5,10 @@
 All of torchvision's networks, and timm's of every family; NAME is torchvision:NAME or timm:NAME.
 Random weights, batch norms warmed by one batch in training mode, random images of few pixels.
 int8 is the share of the multiply-accumulates; SQNR is of all float outputs against float, on
-images that were not calibrated on, by the target x86. `--save`: the file is loaded by a process
-that has compiled nothing, and has to give the outputs of `reference` to the bit.
+images that were not calibrated on, by the target x86; of a detector, whose boxes are chosen by
+their order, that of the values that the integers hand to the float part. `--save`: the file is
+loaded by a process that has compiled nothing, and has to give the outputs of `reference` to the
+bit.
 
 Each network has a process of its own, whose time and data are limited. Its row is in
 benchmarks/results/ as soon as it is done; what is there already is measured `--again` only.
@@ -35,6 +37,7 @@ import fxquant
 from benchmarks import networks_covered, results
 from fxquant.frontend.inputs import arguments, bind
 from fxquant.metrics import Closeness
+from fxquant.report.values import run_both
 from passes.infra.verify import flatten
 
 NAME = "coverage"
@@ -51,7 +54,7 @@ def measure(spelling: str, saved: Path | None) -> dict[str, Any]:
     try:
         q = fxquant.compile(model, row["recipe"], calibration=[network.batch(0)])
     except fxquant.FxquantError as error:
-        return row | {"error": f"{type(error).__name__}: {error}"}
+        return row | {"error": _anywhere(f"{type(error).__name__}: {error}")}
     row |= {
         "seconds": round(time.process_time() - start, 1),
         "front_end": q.report.front_end,
@@ -61,7 +64,10 @@ def measure(spelling: str, saved: Path | None) -> dict[str, Any]:
     }
     positional, named = arguments(model, tuple(names), network.batch(1))
     with torch.no_grad():
-        row["sqnr_db"] = _sqnr(model(*positional, **named), q(*network.batch(1)))
+        if network.kind == "detection":
+            row["sqnr_db"] = _sqnr_of_integers(q, network.batch(1))
+        else:
+            row["sqnr_db"] = _sqnr(model(*positional, **named), q(*network.batch(1)))
     if saved is not None:
         row["saved"] = _save(q, saved, network.batch(1))
     return row
@@ -77,8 +83,9 @@ def _reasons(q: fxquant.CompiledModel) -> str:
 
 
 def _anywhere(text: str) -> str:
-    """Without the folder that packages lie in, which is this machine's."""
-    return re.sub(r"\S*/site-packages/", "", text)
+    """Without folders, which are this machine's."""
+    text = re.sub(r"; how to run it again is in \S+", "", text)
+    return re.sub(r"\S*/(site-packages/|(?=m\.fxq))", "", text)
 
 
 def _sqnr(want: Any, found: Any) -> float | None:
@@ -90,11 +97,25 @@ def _sqnr(want: Any, found: Any) -> float | None:
     return closeness.sqnr_db if math.isfinite(closeness.sqnr_db) else None
 
 
+def _sqnr_of_integers(q: fxquant.CompiledModel, batch: tuple[Any, ...]) -> float | None:
+    """Of what the integers hand to the float part, where that chooses boxes by their order."""
+    integer = q.stages["integer"]
+    want, found = run_both(q.stages["fused"], integer, batch)
+    closeness = Closeness()
+    for node in integer.graph.nodes:
+        if "dequantize" not in str(node.target):
+            continue
+        name = node.args[0].meta.get("simulated", node.args[0].name)
+        if name in want and name in found and want[name].shape == found[name].shape:
+            closeness.add(want[name], found[name])
+    return closeness.sqnr_db if math.isfinite(closeness.sqnr_db) else None
+
+
 def _save(q: fxquant.CompiledModel, path: Path, batch: tuple[Any, ...]) -> str:
     try:
         q.save(path)
     except fxquant.FxquantError as error:
-        return f"{type(error).__name__}: {error}"
+        return _anywhere(f"{type(error).__name__}: {error}")
     torch.save((batch, q.to_target("reference")(*batch)), path.with_suffix(".pt"))
     return "written"
 

@@ -74,7 +74,7 @@ class Network:
             norm.momentum = 1.0
         if norms:
             with torch.no_grad():
-                model(*self.batch(2))
+                model(*self._several())
         for module in model.modules():
             # The head of torchvision's ViT starts at zero: every output would be equal.
             if isinstance(module, nn.Linear) and not bool(module.weight.any()):
@@ -89,9 +89,19 @@ class Network:
 
     def _torchvision(self) -> nn.Module:
         parameters = inspect.signature(_MODELS.get_model_builder(self.name)).parameters
-        offline = {"weights_backbone": None} if "weights_backbone" in parameters else {}
-        model: nn.Module = _MODELS.get_model(self.name, weights=None, **offline)
+        options: dict[str, Any] = {"weights": None}
+        if "weights_backbone" in parameters:
+            options["weights_backbone"] = None
+        if self.kind == "detection" and not self.name.startswith("ssd"):
+            options |= {"min_size": 128, "max_size": 192}  # what they resize images to
+        model: nn.Module = _MODELS.get_model(self.name, **options)
         return model
+
+    def _several(self) -> tuple[Any, ...]:
+        """What batch norms are warmed by: of one image some would see one value a channel."""
+        if self.kind != "detection":
+            return self.batch(2)
+        return (torch.cat([*self.batch(2), *self.batch(3)]),)
 
     def batch(self, number: int) -> tuple[Any, ...]:
         """One batch of random inputs: 0 to calibrate on, 1 to measure on, 2 for batch norms."""
@@ -106,8 +116,7 @@ class Network:
         if self.kind == "flow":
             return random(1, 3, 128, 128).clamp(-1, 1), random(1, 3, 128, 128).clamp(-1, 1)
         if self.kind == "detection":
-            images = [torch.rand(3, 96, 128, generator=generator) for _ in range(2)]
-            return (images,)
+            return (torch.rand(1, 3, 96, 128, generator=generator),)
         size = self._pixels()
         return (random(_IMAGES if size < 200 else 2, 3, size, size),)
 

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import get_overridable_functions
 
 from fxquant.artifact.float_modules import build_module, describe_module
+from fxquant.frontend.detection import OPERATORS as DETECTION
 from fxquant.frontend.prepare import FloatLeaf
 from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
@@ -31,6 +32,7 @@ from passes import (
     softmax_numerators,
     weighted_mean,
 )
+from passes.canonical.functionalize import with_item
 from passes.infra.stored import module_of, set_module
 
 __all__ = ["GraphFormatError", "decode_graph", "encode_graph", "why_not_saved"]
@@ -39,7 +41,7 @@ _META = ("module_path", "simulated")
 _NAMEDTUPLE = "namedtuple:"
 _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
-    "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_",
+    "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_", "xor", "invert",
 )  # fmt: skip
 # Functions that no tensor is handed to, or numbers alone.
 _FACTORIES = (
@@ -55,6 +57,19 @@ _METHODS_ALONE = frozenset({
     "int", "int_repr", "item", "long", "new_full", "new_ones", "new_zeros", "numel", "repeat",
     "reshape_as", "short", "size", "stride", "to", "type_as", "unfold", "view", "view_as",
 })  # fmt: skip
+_ATTRIBUTES = ("device", "dtype", "T", "mT", "H", "mH", "real", "imag")
+"""Of tensors, which a graph may read by `getattr`."""
+_TORCHVISION: Mapping[str, tuple[str, ...]] = {
+    "models.swin_transformer": (
+        "shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad",
+    ),
+    "models.video.swin_transformer": (
+        "shifted_window_attention_3d", "_get_relative_position_bias", "_compute_pad_size_3d",
+        "_compute_attention_mask_3d", "_get_window_and_shift_size",
+    ),
+    "models.video.mvit": ("_unsqueeze", "_squeeze"),
+}  # fmt: skip
+"""Functions that torchvision wraps, so that symbolic tracing stops at them."""
 _ENUMS: dict[str, Any] = {
     name: getattr(torch, name)
     for name in ("channels_last", "contiguous_format", "preserve_format", "channels_last_3d")
@@ -139,6 +154,8 @@ def _encode_target(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
     name = _names().get(node.target) or _namedtuple_name(node.target)
+    if node.target is getattr and node.args[1] not in _ATTRIBUTES:
+        name = ""
     if not name:
         raise GraphFormatError(
             f"operation {getattr(node.target, '__name__', node.target)!r} of node {node.name!r} "
@@ -212,6 +229,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
         if op == "output":
             graph.output(args[0])
             continue
+        if target is getattr and args[1:] not in [(attribute,) for attribute in _ATTRIBUTES]:
+            raise GraphFormatError(f"{args[1:]} is no attribute that a graph reads")
         node = graph.create_node(op, target, args, kwargs, name=entry["name"])
         meta = dict(entry.get("meta", {}))
         if "grid" in meta:
@@ -319,16 +338,22 @@ def _names() -> dict[Any, str]:
         names[getattr(operator, name)] = f"operator.{name}"
     for op in OPERATORS:
         names[getattr(torch.ops.fxquant, op.name).default] = f"fxquant.{op.name}"
+    for name, operator_of_detectors in DETECTION.items():
+        names[operator_of_detectors] = f"detection.{name}"
     names[add_relu] = "fxquant.add_relu_float"
     names[masked_softmax] = "fxquant.masked_softmax_float"
     names[scaled_matmul] = "fxquant.scaled_matmul_float"
     names[softmax_numerators] = "fxquant.softmax_numerators_float"
     names[weighted_mean] = "fxquant.weighted_mean_float"
+    names[with_item] = "fxquant.with_item_float"
     names[pair] = "fxquant.pair"
+    names[getattr] = "builtins.getattr"
     # torchvision takes longer to import than all of fxquant; its import registers its operators.
-    swin = import_module("torchvision.models.swin_transformer")
-    for name in ("shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"):
-        names[getattr(swin, name)] = f"torchvision.swin.{name}"
+    for module, functions in _TORCHVISION.items():
+        short = module.removeprefix("models.").replace("swin_transformer", "swin")
+        for name in functions:
+            found = getattr(import_module(f"torchvision.{module}"), name)
+            names[found] = f"torchvision.{short}.{name}"
     for name in ("nms", "roi_align", "deform_conv2d"):
         names[getattr(torch.ops.torchvision, name).default] = f"torchvision.{name}"
     return names

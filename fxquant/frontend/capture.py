@@ -7,6 +7,7 @@ what the model computes, or the symbolic one is taken as it is.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ SYMBOLIC, EXPORT = "torch.fx", "torch.export"
 
 _MUCH = 0.001
 """Which share of the multiply-accumulates in float leaves makes another attempt worth its time."""
+
+_KNOWN_PACKAGES = ("torch.", "torchvision.ops", "torchvision.models.swin_transformer", "passes.")
+"""Whose functions the passes know, or what takes them out is a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,13 @@ def capture(model: nn.Module, names: Sequence[str], values: Sequence[Any]) -> Ca
     return Captured(symbolic.graph_module, symbolic.leaf_reasons, SYMBOLIC, (note,))
 
 
+def _is_wrapped(node: fx.Node) -> bool:
+    """Whether it calls a Python function that no pass knows."""
+    if node.op != "call_function" or not isinstance(node.target, types.FunctionType):
+        return False
+    return not node.target.__module__.startswith(_KNOWN_PACKAGES)
+
+
 def _heavy_leaves(
     graph_module: fx.GraphModule, reasons: Mapping[str, str], values: Sequence[Any]
 ) -> str:
@@ -109,8 +120,16 @@ def _heavy_leaves(
         for node in graph_module.graph.nodes
         if node.op == "call_module" and str(node.target) in reasons
     }
+    leaves |= {
+        node.name: "is a function that torch.fx.wrap keeps whole"
+        for node in graph_module.graph.nodes
+        if _is_wrapped(node)
+    }
     if not leaves:
         return ""
+    for node in graph_module.graph.nodes:
+        if _is_wrapped(node) and not node.users:
+            return f"{node.target.__name__} is called for what it writes into its arguments"
     try:
         everything = {node.name for node in graph_module.graph.nodes if node.op != "output"}
         counts = count_by_running(graph_module, everything, values)
@@ -122,6 +141,9 @@ def _heavy_leaves(
     if not unknown and sum(counts[name] or 0 for name in known) <= _MUCH * total:
         return ""
     heavy = unknown or [name for name in known if counts[name]]
-    paths = {node.name: str(node.target) for node in graph_module.graph.nodes}
+    paths = {
+        node.name: getattr(node.target, "__name__", str(node.target))
+        for node in graph_module.graph.nodes
+    }
     more = f" (and {len(heavy) - 1} more)" if len(heavy) > 1 else ""
     return f"{paths[heavy[0]]}{more} {leaves[heavy[0]]}"

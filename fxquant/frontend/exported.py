@@ -19,6 +19,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from fxquant.errors import TraceError
+from fxquant.frontend.detection import whole_operators
 from fxquant.frontend.doctor import innermost_user_line
 from fxquant.frontend.inputs import arguments
 from fxquant.frontend.prepare import FloatLeaf, prepare
@@ -61,7 +62,7 @@ def export(
         positional, named = arguments(model, names, fed)
         dynamic = None if dims is None else _dynamic(positional, named, dims)
         try:
-            with _quiet():
+            with _quiet(), whole_operators():
                 program = torch.export.export(
                     root, tuple(positional), named, dynamic_shapes=dynamic, strict=False
                 )
@@ -97,6 +98,7 @@ def from_program(
     }
     tensors = {**program.state_dict, **program.constants}
     kinds = [spec.kind is OutputKind.USER_OUTPUT for spec in signature.output_specs]
+    tensors |= _graphs_within(program.graph_module)
     builder = _Builder(tensors, stored, kinds, program.call_spec.out_spec)
     return builder.build(program.graph, names, name)
 
@@ -105,11 +107,16 @@ def from_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
     """The same of a GraphModule of aten operators, as ``ExportedProgram.module()`` gives it."""
     info = getattr(exported.graph._codegen, "pytree_info", None)
     tensors = dict(exported.named_parameters()) | dict(exported.named_buffers())
+    tensors |= _graphs_within(exported)
     for node in exported.graph.nodes:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = get_tensor(exported, node.target)
     builder = _Builder(tensors, {}, None, info.out_spec if info is not None else None)
     return builder.build(exported.graph, None, type(exported).__name__)
+
+
+def _graphs_within(graph_module: fx.GraphModule) -> dict[str, Any]:
+    return {name: m for name, m in graph_module.named_children() if isinstance(m, fx.GraphModule)}
 
 
 class _Builder:
@@ -137,18 +144,28 @@ class _Builder:
             if node.op == "placeholder" and node.name not in self.stored:
                 new = self.graph.placeholder(next(free, node.name))
                 self.values[node] = self._note(node, new)
-            elif node.op in ("placeholder", "get_attr") and not node.users:
-                continue
-            elif node.op in ("placeholder", "get_attr"):
-                self.values[node] = self._read(node, self.stored.get(node.name, str(node.target)))
-            elif node.op == "output":
+        self._go_through(graph)
+        for node in graph.nodes:
+            if node.op == "output":
                 self.graph.output(self._outputs(node))
-            elif node.op != "call_module":  # torch.export's checks of its own guards
-                self.values[node] = self._call(node)
         return fx.GraphModule(self.root, self.graph, class_name=name).eval()
 
-    def _read(self, node: fx.Node, path: str) -> fx.Node:
+    def _go_through(self, graph: fx.Graph) -> None:
+        """Make the nodes of `graph`, whose inputs have their values."""
+        for node in graph.nodes:
+            if node in self.values or node.op == "output":
+                continue
+            if node.op in ("placeholder", "get_attr") and not node.users:
+                continue
+            if node.op in ("placeholder", "get_attr"):
+                self.values[node] = self._read(node, self.stored.get(node.name, str(node.target)))
+            elif node.op != "call_module":  # torch.export's checks of its own guards
+                self.values[node] = self._call(node)
+
+    def _read(self, node: fx.Node, path: str) -> Any:
         value = self.tensors[path]
+        if isinstance(value, fx.GraphModule):
+            return value  # what `_in_a_context` runs
         parent, _, leaf = path.rpartition(".")
         if parent and parent not in dict(self.root.named_modules()):
             set_module(self.root, parent, nn.Module())
@@ -164,6 +181,8 @@ class _Builder:
         kwargs = pytree.tree_map(self._value, dict(node.kwargs))
         if node.target is operator.getitem and isinstance(args[0], tuple):
             return args[0][args[1]] if node.users else None
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self._in_a_context(node, args)
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._note(
                 node, self.graph.create_node("call_function", node.target, args, kwargs)
@@ -182,6 +201,24 @@ class _Builder:
         new = self.graph.create_node(op, found.target, found.args, dict(found.kwargs))
         self._note(node, new)
         return (new,) if found.first else new
+
+    def _in_a_context(self, node: fx.Node, args: Sequence[Any]) -> Any:
+        """What stands under ``torch.no_grad()``, or an autocast that is off, has no such bracket.
+
+        Raises TraceError for any other operator that takes a graph.
+        """
+        name = node.target.name()  # type: ignore[union-attr]
+        at = next((i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)), None)
+        casts = name == "wrap_with_autocast" and args[2]
+        if name not in ("wrap_with_autocast", "wrap_with_set_grad_enabled") or casts or at is None:
+            raise TraceError(f"the graph holds {name}, which has no form without its bracket")
+        inner = args[at].graph
+        free = iter(args[at + 1 :])
+        for each in inner.find_nodes(op="placeholder"):
+            self.values[each] = next(free)
+        self._go_through(inner)
+        found = pytree.tree_map(self._value, inner.output_node().args[0])
+        return tuple(found) if isinstance(found, (list, tuple)) else found
 
     def _recurrent_outputs(self, node: fx.Node, called: fx.Node, module: nn.Module) -> Any:
         def item(source: fx.Node, index: int) -> fx.Node:

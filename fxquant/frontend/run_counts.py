@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxquant.frontend.detection import NAMESPACE as DETECTION
+
 __all__ = ["count_by_running"]
 
 # Kernels that multiply and that torch's counter does not know: by the start of their names.
@@ -75,6 +77,6 @@ class _Uncounted(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, name = func._schema.name.partition("::")
-        known = namespace in ("aten", "prim", "prims", "profiler")
+        known = namespace in ("aten", "prim", "prims", "profiler", DETECTION)
         self.seen = self.seen or not known or name.startswith(_UNCOUNTED)
         return func(*args, **(kwargs or {}))

@@ -50,6 +50,12 @@ def test_a_process_that_ends_or_computes_too_long_is_a_row() -> None:
     assert "of CPU time" in coverage.in_own_process(spin, seconds=used, memory=100)
 
 
+def test_no_row_names_a_folder_of_this_machine() -> None:
+    where = "/v/lib/site-packages/timm/a.py:3"
+    text = f"cannot save /tmp/x1/m.fxq: at {where}; how to run it again is in /tmp/y"
+    assert coverage._anywhere(text) == "cannot save m.fxq: at timm/a.py:3"
+
+
 def _raises() -> None:
     raise ValueError("no")
 

@@ -165,6 +165,23 @@ def test_functions_outside_the_table_are_refused() -> None:
         encode_graph(fx.GraphModule(nn.Module(), graph))
 
 
+def test_attributes_of_tensors_are_read_and_no_others() -> None:
+    def reads(attribute: str) -> fx.GraphModule:
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        found = graph.call_function(getattr, (x, attribute))
+        graph.output(graph.call_function(torch.zeros, (3,), {"device": found}))
+        return fx.GraphModule(nn.Module(), graph)
+
+    written = encode_graph(reads("device"))
+    assert torch.equal(decode_graph(written, {})(torch.ones(3)), torch.zeros(3))
+    with pytest.raises(GraphFormatError, match="getattr"):
+        encode_graph(reads("__class__"))
+    written["nodes"][1]["args"][1] = "__class__"
+    with pytest.raises(GraphFormatError, match="no attribute that a graph reads"):
+        decode_graph(written, {})
+
+
 @pytest.mark.parametrize("word", ["load", "save", "file", "hub", "compile", "exec", "import"])
 def test_the_table_has_nothing_that_reaches_outside(word: str) -> None:
     assert not [name for name in _names().values() if word in re.split(r"[._]", name)]

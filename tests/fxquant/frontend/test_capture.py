@@ -85,6 +85,25 @@ def test_what_torch_export_cannot_do_stays_a_leaf_with_both_reasons() -> None:
     assert "torch.export fails" in found.notes[0]
 
 
+@torch.fx.wrap
+def adds_to(x: Tensor, y: Tensor) -> None:
+    x += y
+
+
+def test_a_wrapped_function_that_writes_is_not_lost() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        adds_to(y, x)
+        return y
+
+    model = Function(forward)
+    model.conv = nn.Conv2d(3, 3, 3, padding=1)
+    found = captured(model)
+    assert found.front_end == EXPORT
+    assert "adds_to is called for what it writes into its arguments" in found.notes[0]
+    torch.testing.assert_close(found.graph_module(IMAGES), model(IMAGES))
+
+
 def test_a_graph_that_computes_something_else_is_not_taken() -> None:
     class Random(Block):
         def forward(self, x: Tensor) -> Tensor:

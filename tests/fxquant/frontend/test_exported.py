@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
 from fxquant.frontend.exported import export, from_graph_module, from_program
 from passes import Canonicalize, EliminateNoops, FoldConstants, Pipeline
 from passes.infra.listing import operation
@@ -169,3 +170,26 @@ def test_the_structure_of_outputs_is_the_models() -> None:
     assert list(found) == ["a", "b"]
     assert torch.equal(found["b"][1][0], IMAGE - 1)
     assert operator.getitem not in {node.target for node in graph.graph.nodes}
+
+
+def test_what_stands_under_a_context_has_no_bracket() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = torch.relu(self.conv(x.float()))
+        with torch.no_grad():
+            return x.mean((2, 3))
+
+    model = Function(forward)
+    model.conv = nn.Conv2d(8, 4, 3)
+    assert operations(exported(model, IMAGE)) == ["conv2d", "relu", "mean"]
+
+
+def test_a_cast_that_a_context_makes_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.conv(x)
+
+    model = Function(forward)
+    model.conv = nn.Conv2d(8, 4, 3)
+    with pytest.raises(TraceError, match="wrap_with_autocast"):
+        export(model.eval(), ("x",), (IMAGE,))
