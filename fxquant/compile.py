@@ -27,7 +27,13 @@ from fxquant.compilation import (
     calibration_source,
     reproducible,
 )
-from fxquant.compiled import CompiledModel, in_float_dtype, load_compiled, lower_compiled
+from fxquant.compiled import (
+    CompiledModel,
+    in_float_dtype,
+    load_compiled,
+    lower_compiled,
+    with_size,
+)
 from fxquant.errors import CompileError, InputError, ModelError, TargetError
 from fxquant.even_out import measured_rewrites
 from fxquant.frontend.capture import as_module, capture
@@ -290,7 +296,6 @@ def lower(c: Compilation) -> CompiledModel:
         declines=refusals(c.leaf_reasons, c.records),
         notes=c.notes,
         float_size_bytes=tensor_bytes(c.stages["float"]),
-        size_bytes=tensor_bytes(integer),
         passes=c.records,
         layers=LayerSource.of_batch(c.data.first),
         provenance=Provenance(
@@ -312,7 +317,7 @@ def lower(c: Compilation) -> CompiledModel:
     if c.request.target == AUTO:
         ratio, circumstances = compare_with_float(q, c.request.model, c.probe)
         q.report = replace(q.report, time_over_float=ratio, timed_on=circumstances)
-    return q
+    return with_size(q)
 
 
 # -- their details -----------------------------------------------------------------------

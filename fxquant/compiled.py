@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.arguments import checked
 from fxquant.artifact.file import load_artifact, save_artifact
-from fxquant.artifact.packing import tensor_bytes
+from fxquant.artifact.size import file_bytes
 from fxquant.backends import lower_fastest
 from fxquant.errors import CompileError, InputError, TargetError, nearest
 from fxquant.export import export_cpp
@@ -26,6 +26,7 @@ from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.reconstruct.convolutions import has_fast_bfloat16
 from fxquant.report.report import Report
+from fxquant.report.sizes import written
 from fxquant.report.summary import quantizer_rows, refusals
 from fxquant.to_integer import narrow_floats, to_checked_integer
 from passes import PassError
@@ -33,7 +34,14 @@ from passes import PassError
 if TYPE_CHECKING:
     from fxquant.export.onnx.report import OnnxReport
 
-__all__ = ["CompiledModel", "in_float_dtype", "load_compiled", "lower_compiled", "with_simulated"]
+__all__ = [
+    "CompiledModel",
+    "in_float_dtype",
+    "load_compiled",
+    "lower_compiled",
+    "with_simulated",
+    "with_size",
+]
 
 
 class CompiledModel(nn.Module):
@@ -154,6 +162,7 @@ class CompiledModel(nn.Module):
             report=self.report,
             example=self.example,
         )
+        self.report = replace(self.report, size_bytes=Path(path).stat().st_size)
 
     @checked()
     def export_cpp(
@@ -215,7 +224,7 @@ class CompiledModel(nn.Module):
         report = self.report
         return (
             f"{report.model}, recipe {report.recipe}, target {self.target}, "
-            f"int8 {report.int8_share:.2%}, {report.size_bytes / 1e6:.2f} MB"
+            f"int8 {report.int8_share:.2%}, {written(report.size_bytes)}"
         )
 
     @property
@@ -331,13 +340,21 @@ def with_simulated(
         q.report,
         quantizers=quantizer_rows(simulated, {row.path: row.proof for row in q.report.quantizers}),
         notes=(*q.report.notes, *notes),
-        size_bytes=tensor_bytes(integer),
     )
     stages = {key: q.stages[key] for key in ("float", "fused")}
     stages |= {"simulated": simulated, "integer": integer}
-    return lower_compiled(
-        stages, q.target, recipe=q.recipe, report=report, example=q.example, plan=q.plan
+    return with_size(
+        lower_compiled(
+            stages, q.target, recipe=q.recipe, report=report, example=q.example, plan=q.plan
+        )
     )
+
+
+def with_size(q: CompiledModel) -> CompiledModel:
+    """`q`, whose report now says how long its file will be."""
+    size = file_bytes(q.stages["integer"], q.recipe, q.report, q.example)
+    q.report = replace(q.report, size_bytes=size)
+    return q
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,18 @@ from fxquant.report.report import Report
 from passes import PassError
 from passes.infra.verify import flatten, run_and_annotate
 
-__all__ = ["FORMAT_VERSION", "Artifact", "load_artifact", "save_artifact"]
+__all__ = [
+    "FORMAT_VERSION",
+    "METADATA_KEY",
+    "Artifact",
+    "contents",
+    "golden_inputs",
+    "load_artifact",
+    "save_artifact",
+]
 
 FORMAT_VERSION = 2
-_FORMAT = "fxquant"
+METADATA_KEY = "fxquant"
 _SAMPLE = 1024
 # Float operations that a recipe left in the graph (softmax, LayerNorm) may round differently on
 # another CPU and move a quantized value by one step; integers alone must agree bit for bit.
@@ -74,9 +82,39 @@ def save_artifact(
     except GraphFormatError as error:
         raise ArtifactError(f"cannot save {path}: {error}") from error
     # Nobody's image goes into the file.
-    inputs = tuple(_compact(_noise(value)) for value in example)
+    inputs = golden_inputs(example)
     with torch.no_grad():
         outputs = integer(*(_expand(value) for value in inputs))
+    found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
+    tensors, metadata = contents(graph, integer, inputs, found, recipe, report)
+    metadata["digest"] = _digest(tensors, metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One key: safetensors writes several in an order that differs from run to run.
+        whole = json.dumps(metadata, sort_keys=True)
+        save_file(tensors, str(temporary), metadata={METADATA_KEY: whole})
+        # Safetensors lets the owner alone read what it writes.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def contents(
+    graph: Mapping[str, Any],
+    integer: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    outputs: list[Tensor],
+    recipe: Recipe,
+    report: Report,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file, but for the digest."""
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, value in integer.state_dict().items():
@@ -94,36 +132,24 @@ def save_artifact(
         for index, value in enumerate(inputs)
         if isinstance(value, Tensor)
     }
-    found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
-    tensors |= {f"golden.output.{index}": _sample(value) for index, value in enumerate(found)}
-    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    tensors |= {f"golden.output.{index}": _sample(value) for index, value in enumerate(outputs)}
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "graph": json.dumps(graph),
         "shapes": json.dumps(shapes),
         "aliases": json.dumps(aliases),
-        "golden": json.dumps([_hash(value) for value in found]),
+        "golden": json.dumps([_hash(value) for value in outputs]),
         "recipe": json.dumps(recipe.to_dict()),
         "report": json.dumps(report.to_json()),
         "versions": json.dumps(_versions()),
     }
-    metadata["digest"] = _digest(tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One key: safetensors writes several in an order that differs from run to run.
-        whole = json.dumps(metadata, sort_keys=True)
-        save_file(tensors, str(temporary), metadata={_FORMAT: whole})
-        # Safetensors lets the owner alone read what it writes.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    return tensors, metadata
+
+
+def golden_inputs(example: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Seeded noise in the shapes and the ranges of `example`, in half precision."""
+    return tuple(_compact(_noise(value)) for value in example)
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -136,6 +162,7 @@ def load_artifact(path: Path) -> Artifact:
     try:
         recipe = Recipe.from_dict(json.loads(metadata["recipe"]))
         report = Report.from_json(json.loads(metadata["report"]))
+        report = replace(report, size_bytes=path.stat().st_size)
         versions = json.loads(metadata["versions"])
         tensors |= {
             name: tensors[kept] for name, kept in json.loads(metadata.get("aliases", "{}")).items()
@@ -198,7 +225,7 @@ def _packed(tensors: Mapping[str, Tensor], name: str) -> Packed:
 def _unpack(stored: Mapping[str, str]) -> dict[str, str] | None:
     """The metadata that `save_artifact` packed, or None where there is none of ours."""
     try:
-        whole = json.loads(stored[_FORMAT])
+        whole = json.loads(stored[METADATA_KEY])
     except (KeyError, ValueError, RecursionError):
         return None
     is_ours = isinstance(whole, dict) and all(isinstance(value, str) for value in whole.values())

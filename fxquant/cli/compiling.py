@@ -22,6 +22,7 @@ from fxquant.errors import AccuracyError, ArtifactError, CalibrationError, DataE
 from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.measure.pages import accuracy_section, comparison_section, latency_section
 from fxquant.metrics import logits_of
+from fxquant.report.sizes import written
 from passes.infra.listing import to_text
 
 
@@ -138,7 +139,7 @@ def _compile(arguments: argparse.Namespace, recipe: fxquant.Recipe, first: bool)
     if arguments.save:
         compiled.save(Path(arguments.save))
         size = Path(arguments.save).stat().st_size
-        texts.append(f"saved {arguments.save}, {size / 1e6:.2f} MB")
+        texts.append(f"saved {arguments.save}, {written(size)}")
         data["saved"] = {"file": arguments.save, "bytes": size}
     if arguments.html:
         measured = [latency_section(compiled)]
@@ -250,7 +251,7 @@ def run_inspect(arguments: argparse.Namespace) -> Outcome:
     )
     texts = [
         f"{arguments.file}: a compiled {report.model}, recipe {report.recipe}, "
-        f"{size / 1e6:.2f} MB; takes {inputs}\n{report.provenance}\n"
+        f"{written(size)}; takes {inputs}\n{report.provenance}\n"
         f"its golden pair holds on this machine; stages {', '.join(compiled.stages)}",
         str(report),
         compiled.recipe.to_toml().rstrip(),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fxquant.artifact.packing import tensor_bytes
 from fxquant.compile import compile
 from fxquant.compiled import CompiledModel
 from fxquant.data import ImageBatches
@@ -139,7 +140,7 @@ def sweep(
                 setting.changes,
                 images,
                 evaluate(compiled, evaluation, reference=logits),
-                compiled.report.size_bytes,
+                tensor_bytes(compiled.stages["integer"]),
                 _latency(compiled, image),
             )
         except FxquantError as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from fxquant.report.sizes import written
+
 __all__ = ["AccuracyStep", "AccuracyTrail"]
 
 
@@ -100,10 +102,8 @@ class AccuracyTrail:
             drop = self.drop_of(step)
             bound = drop if step.bound is None else step.bound
             figures = (f"{step.metric:.5g}", f"{drop:.4g}", f"{bound:.4g}")
-            rows.append(
-                (name, what, *figures, f"{step.size_bytes / 1e6:.2f}", f"{step.int8_share:.2%}")
-            )
-        headers = ("step", "raised", self.metric, "drop", "at most", "MB", "int8")
+            rows.append((name, what, *figures, written(step.size_bytes), f"{step.int8_share:.2%}"))
+        headers = ("step", "raised", self.metric, "drop", "at most", "size", "int8")
         return f"{head}\n{tabulate(rows, headers, disable_numparse=True)}"
 
 

@@ -19,6 +19,7 @@ from fxquant.report.accuracy import AccuracyTrail
 from fxquant.report.html import Section, report_sections, write_page
 from fxquant.report.layers import LayerSource
 from fxquant.report.provenance import Provenance
+from fxquant.report.sizes import written
 from passes import PassRecord
 
 _FLOAT_OPERAND = re.compile(r"its operand (\S+) is float")
@@ -83,6 +84,13 @@ class Report:
         return sum(row.macs or 0 for row in self.coverage if row.runs_in in integers) / max(
             1, total
         )
+
+    @property
+    def sizes(self) -> str:
+        """The weights in float, and the file."""
+        ratio = self.float_size_bytes / max(1, self.size_bytes)
+        smaller = f" ({ratio:.1f} x smaller)" if ratio >= 1 else ", most of it graph and report"
+        return f"{written(self.float_size_bytes)} -> {written(self.size_bytes)}{smaller}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the records of the passes without times, so that it is reproducible."""
@@ -174,14 +182,12 @@ class Report:
     # -- sections ------------------------------------------------------------------------
 
     def _head(self) -> str:
-        ratio = self.float_size_bytes / max(1, self.size_bytes)
         uncounted = Counter(row.operation for row in self.coverage if row.macs is None)
         named = ", ".join(f"{count} x {name}" for name, count in uncounted.items())
         return self._speed() + (
             f"{self.model}, recipe {self.recipe}, target {self.target}\n"
             f"int8: {self._share()}{f' (and of unknown size: {named})' if named else ''}"
-            f"   size: {self.float_size_bytes / 1e6:.2f} MB -> {self.size_bytes / 1e6:.2f} MB"
-            f" ({ratio:.1f} x smaller)"
+            f"   size: {self.sizes}"
         )
 
     def _speed(self) -> str:

@@ -12,6 +12,7 @@ from fxquant.report.html.graph import LEGEND, draw, grade
 from fxquant.report.html.page import Markup, Section, cards, details, table
 from fxquant.report.html.plot import Plot, histogram, short
 from fxquant.report.layers import LayerPicture, TensorPicture
+from fxquant.report.sizes import written
 from passes import PassRecord
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def bar(share: float, text: str) -> Markup:
 
 def _summary(report: Report, pictures: Sequence[LayerPicture]) -> str:
     facts = [("int8 multiply-accumulates", f"{report.int8_share:.2%}" if report.macs else "none")]
-    sizes = f"{report.float_size_bytes / 1e6:.2f} → {report.size_bytes / 1e6:.2f} MB"
-    facts.append(("weights", sizes))
+    sizes = f"{written(report.float_size_bytes)} → {written(report.size_bytes)}"
+    facts.append(("float weights → file", sizes))
     if report.macs:
         facts.append(("of one image", f"{report.macs / 1e6:,.1f} M MAC"))
     if pictures:

@@ -11,6 +11,7 @@ import pickle
 import re
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,23 @@ def test_a_layer_that_is_called_twice_is_stored_once(tmp_path: Path) -> None:
     assert sum(tensor.shape == (3, 3, 3, 3) for tensor in stored.values()) == 1
     x = images()
     assert torch.equal(fxquant.load(tmp_path / "m.fxq", "reference")(x), q(x))
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w8a32"])
+def test_the_size_in_the_report_is_that_of_the_file(recipe: str, tmp_path: Path) -> None:
+    q = compiled(recipe=recipe)
+    before = q.report.size_bytes
+    q.save(tmp_path / "m.fxq")
+    size = (tmp_path / "m.fxq").stat().st_size
+    assert before == size
+    assert fxquant.load(tmp_path / "m.fxq").report.size_bytes == size
+
+
+def test_a_report_that_grew_has_the_size_of_its_file(tmp_path: Path) -> None:
+    q = compiled()
+    q.report = replace(q.report, notes=(*q.report.notes, "another note"))
+    q.save(tmp_path / "m.fxq")
+    assert q.report.size_bytes == (tmp_path / "m.fxq").stat().st_size
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
