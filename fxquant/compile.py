@@ -256,6 +256,8 @@ def round_weights(c: Compilation) -> Compilation:
             c.data,
             damping=settings.damping,
             memory_gib=settings.memory_gib,
+            fused=c.stages["fused"],
+            move_biases=c.recipe.bias_correction,
             progress=progress,
         )
     if settings.learned:

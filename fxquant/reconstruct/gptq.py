@@ -1,11 +1,14 @@
 """Closed-form rounding: column by column, each error made good by the columns that follow.
 
 The layers are taken in execution order, each on the inputs that the layers before it give after
-they were rounded: the graph is run once, node by node, for all images side by side.
+they were rounded, and held to what the float layer yields of the float network's inputs (see
+`fxquant.reconstruct.columns`): both graphs are run once, node by node, for all images side by
+side.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -14,9 +17,11 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxquant.errors import CalibrationError
-from fxquant.reconstruct.columns import Columns, round_columns
+from fxquant.reconstruct.columns import Columns, Operands, round_columns
+from fxquant.simulate.correct_bias import normalized_layers
 from fxquant.simulate.quantizers import RoundedWeightQuantizer, WeightQuantizer
 from passes import FusedLayer, tensor_info
+from passes.layers.replace import with_tensors
 
 __all__ = ["gptq"]
 
@@ -33,6 +38,8 @@ def gptq(
     block_size: int = 128,
     activation_order: bool = True,
     memory_gib: float = 4.0,
+    fused: fx.GraphModule | None = None,
+    move_biases: bool = False,
     progress: bool = False,
 ) -> list[str]:
     """Round the weights of a calibrated graph so that the outputs of each layer change least.
@@ -49,6 +56,10 @@ def gptq(
         activation_order: round the columns with the largest inputs first.
         memory_gib: of the process; half of it for activations. Where not all images fit, the
             first are used.
+        fused: the float graph, whose nodes have the same names. Layers yield what they yield
+            there, as far as they can; without it, what the float weight makes of their inputs.
+        move_biases: let the bias of each layer take the mean of what its rounding leaves, but
+            where the output is divided by its norm. The layers are replaced in `simulated`.
         progress: show a bar.
 
     Returns:
@@ -65,30 +76,42 @@ def gptq(
     ]
     if not targets:
         return [*notes, "gptq: there is no layer to round"]
-    run = _SideBySide(simulated, data, list(targets)[-1], memory_gib * 2**30)
-    gains = []
+    run = _Both(simulated, fused, data, list(targets)[-1], memory_gib * 2**30 * _SHARE)
+    calls = Counter(node.target for node in targets)
+    kept = normalized_layers(simulated)
+    gains, moved = [], 0
     steps = tqdm(targets.items(), desc="gptq", disable=not progress, unit="layer", delay=2)
-    for node, fused in steps:
-        layer: Any = fused.layer
-        quantizer = cast(WeightQuantizer, fused.weight_quantizer)
-        columns = Columns(layer, quantizer.qparams)
-        run.up_to(node)
-        hessian = columns.hessian(run.inputs(node), run.images)
+    for node, layer in steps:
+        quantizer = cast(WeightQuantizer, layer.weight_quantizer)
+        columns = Columns(layer.layer, quantizer.qparams)
+        moments = columns.moments(run.operands(node), run.images)
+        # One weight cannot make up for what several calls read.
+        alone = calls[node.target] == 1
+        moves = move_biases and alone and str(node.target) not in kept
+        if moves:
+            moments = moments.centred()
+        weight = columns.split(columns.layer.weight.detach())
         codes, gain = round_columns(
-            columns.split(layer.weight.detach()),
-            hessian,
+            moments.best_weight(weight, damping) if alone else weight,
+            moments.hessian,
             columns.grid,
             damping=damping,
             block_size=block_size,
             activation_order=activation_order,
         )
-        fused.weight_quantizer = RoundedWeightQuantizer(quantizer.qparams, columns.join(codes))
+        layer.weight_quantizer = RoundedWeightQuantizer(quantizer.qparams, columns.join(codes))
         gains.append(gain)
+        if moves:
+            left = weight - columns.grid.values(codes)
+            _move_bias(layer, columns.join_rows(left @ moments.mean + moments.shift))
+            moved += 1
     gains.sort()
     notes.append(
         f"gptq: {len(targets)} layers on {run.images} images, squared output error "
         f"{gains[len(gains) // 2]:.2f} of nearest rounding's (median)"
     )
+    if move_biases:
+        notes.append(f"bias correction: {moved} layers, with their rounding")
     if run.left_out:
         notes.append(
             f"gptq: {run.left_out} images left out, {memory_gib:g} GiB hold the activations of "
@@ -114,19 +137,61 @@ def _supported(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
 
 
-class _SideBySide:
-    """Runs a graph node by node, for all batches at once."""
+def _move_bias(fused: FusedLayer, by: Tensor) -> None:
+    layer: Any = fused.layer
+    before = torch.zeros_like(by) if layer.bias is None else layer.bias.detach()
+    moved: Any = with_tensors(layer, layer.weight, before + by)
+    fused.layer = moved
+
+
+class _Both:
+    """The simulated graph and, where there is one, the float graph, at the same node.
+
+    `images` go through both, for `left_out` the memory (bytes) has no room.
+    """
 
     def __init__(
         self,
         simulated: fx.GraphModule,
+        fused: fx.GraphModule | None,
         data: Iterable[tuple[Any, ...]],
         last: fx.Node,
         memory: float,
     ) -> None:
-        self.interpreter = fx.Interpreter(simulated, garbage_collect_values=False)
+        self.sides = [_SideBySide(simulated, last)]
+        self.named: dict[str, fx.Node] = {}
+        if fused is not None:
+            self.named = {node.name: node for node in fused.graph.nodes}
+            self.sides.append(_SideBySide(fused, self.named[last.name]))
+        fit = max(1, int(memory / max(1, sum(side.bytes_an_image() for side in self.sides))))
+        self.images, self.left_out = 0, 0
+        for batch in data:
+            count = len(batch[0]) if batch[0].dim() else 1
+            if self.images and self.images + count > fit:
+                self.left_out += count
+                continue
+            self.images += count
+            for side in self.sides:
+                side.feed(batch)
+        if not self.images:
+            raise CalibrationError("gptq needs calibration data: there is no batch")
+
+    def operands(self, node: fx.Node) -> Iterator[tuple[Operands, Operands | None]]:
+        """What a layer reads in both graphs, batch by batch."""
+        simulated = self.sides[0].operands(node)
+        if len(self.sides) == 1:
+            return ((operands, None) for operands in simulated)
+        return zip(simulated, self.sides[1].operands(self.named[node.name]), strict=True)
+
+
+class _SideBySide:
+    """Runs a graph node by node, for all batches at once."""
+
+    def __init__(self, graph_module: fx.GraphModule, last: fx.Node) -> None:
+        self.interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
         self.interpreter.extra_traceback = False
-        nodes = list(simulated.graph.nodes)
+        nodes = list(graph_module.graph.nodes)
+        self.placeholders = [node for node in nodes if node.op == "placeholder"]
         self.nodes = nodes[: nodes.index(last) + 1]
         self.position = 0
         self.dies: dict[fx.Node, list[fx.Node]] = {}
@@ -135,23 +200,15 @@ class _SideBySide:
             readers = [user for user in node.users if user in place]
             final = max(readers, key=place.__getitem__, default=node)
             self.dies.setdefault(final, []).append(node)
-        self.images, self.left_out = 0, 0
-        fit = max(1, int(memory * _SHARE / max(1, self._bytes_an_image())))
-        inputs = [node for node in nodes if node.op == "placeholder"]
         self.values: list[dict[fx.Node, Any]] = []
-        for batch in data:
-            count = len(batch[0]) if batch[0].dim() else 1
-            if self.images and self.images + count > fit:
-                self.left_out += count
-                continue
-            self.images += count
-            given = [
-                *batch,
-                *(node.args[0] if node.args else None for node in inputs[len(batch) :]),
-            ]
-            self.values.append(dict(zip(inputs, given, strict=True)))
-        if not self.values:
-            raise CalibrationError("gptq needs calibration data: there is no batch")
+
+    def feed(self, batch: tuple[Any, ...]) -> None:
+        """Take a batch of positional arguments; the others have their defaults."""
+        given = [
+            *batch,
+            *(node.args[0] if node.args else None for node in self.placeholders[len(batch) :]),
+        ]
+        self.values.append(dict(zip(self.placeholders, given, strict=True)))
 
     def up_to(self, node: fx.Node) -> None:
         """Run everything before `node` that has not been run."""
@@ -165,12 +222,14 @@ class _SideBySide:
                     values.pop(dead, None)
             self.position += 1
 
-    def inputs(self, node: fx.Node) -> Iterator[Tensor]:
-        """The first operand of `node`, batch by batch."""
+    def operands(self, node: fx.Node) -> Iterator[Operands]:
+        """The input of `node` and its residual, batch by batch."""
+        self.up_to(node)
+        x, *rest = (cast(fx.Node, operand) for operand in (*node.args, *node.kwargs.values()))
         for values in self.values:
-            yield values[cast(fx.Node, node.args[0])]
+            yield values[x], values[rest[0]] if rest else None
 
-    def _bytes_an_image(self) -> float:
+    def bytes_an_image(self) -> float:
         """The most that the live values of one image take."""
         live, most = 0.0, 0.0
         size: dict[fx.Node, float] = {}

@@ -23,7 +23,7 @@ from passes.infra.stored import module_of
 from passes.infra.walk import reached
 from passes.layers.replace import replace_layer, with_tensors
 
-__all__ = ["CorrectBias", "InputMeans"]
+__all__ = ["CorrectBias", "InputMeans", "normalized_layers"]
 
 
 class InputMeans:
@@ -87,7 +87,7 @@ class CorrectBias(Pass):
     def run(self, graph_module: fx.GraphModule) -> PassResult:
         """Give every measured layer its corrected bias; the notes count them."""
         rewriter = Rewriter(graph_module)
-        normalized = _normalized_layers(graph_module)
+        normalized = normalized_layers(graph_module)
         declines, changes = [], []
         for name, layer in self.means.layers.items():
             fused = graph_module.get_submodule(name)
@@ -109,7 +109,7 @@ class CorrectBias(Pass):
         return PassResult(rewriter.finish(), tuple(declines), notes, tuple(changes))
 
 
-def _normalized_layers(simulated: fx.GraphModule) -> dict[str, fx.Node]:
+def normalized_layers(simulated: fx.GraphModule) -> dict[str, fx.Node]:
     """The layers whose output goes, behind movement and quantizers, to F.normalize, by path."""
 
     def reads(node: fx.Node) -> list[fx.Node]:

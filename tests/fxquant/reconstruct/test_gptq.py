@@ -185,14 +185,14 @@ def test_the_hessian_of_a_convolution_is_that_of_its_patches(options: Any) -> No
     padded = F.pad(x, layer._reversed_padding_repeated_twice)
     patches = F.unfold(padded, 3, dilation=layer.dilation, stride=layer.stride)
     expected = torch.einsum("nip,njp->ij", patches, patches)
-    hessian = Columns(layer, qparams_of(layer.weight)).hessian(iter([x]), 2)
+    hessian = Columns(layer, qparams_of(layer.weight)).moments([((x, None), None)], 2).hessian
     torch.testing.assert_close(hessian[0], expected)
 
 
 def test_the_hessian_of_a_1d_convolution() -> None:
     layer, x = nn.Conv1d(3, 4, 3, stride=2), random(2, 3, 9)
     patches = x.unfold(2, 3, 2).permute(0, 1, 3, 2).reshape(2, 9, -1)
-    hessian = Columns(layer, qparams_of(layer.weight)).hessian(iter([x]), 2)
+    hessian = Columns(layer, qparams_of(layer.weight)).moments([((x, None), None)], 2).hessian
     torch.testing.assert_close(hessian[0], torch.einsum("nip,njp->ij", patches, patches))
 
 
@@ -219,9 +219,10 @@ def test_a_1x1_convolution_is_a_linear_layer() -> None:
 
 def test_large_maps_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv2d(2, 4, 1), random(3, 2, 16, 16)
-    whole = Columns(layer, qparams_of(layer.weight)).hessian(iter([x]), 3) / x[:, 0].numel()
+    seen = [((x, None), None)]
+    whole = Columns(layer, qparams_of(layer.weight)).moments(seen, 3).hessian / x[:, 0].numel()
     monkeypatch.setattr(columns, "_FEWEST_ROWS", 300)
-    some = Columns(layer, qparams_of(layer.weight)).hessian(iter([x]), 3) / 300
+    some = Columns(layer, qparams_of(layer.weight)).moments(seen, 3).hessian / 300
     torch.testing.assert_close(some, whole, atol=0.2, rtol=0)
     assert not torch.equal(some, whole)
 
@@ -306,6 +307,84 @@ def test_images_beyond_the_memory_are_left_out() -> None:
     few = two_layers()
     gptq(few, [(batch,) for batch in x[:4].split(2)])
     assert torch.equal(codes_of(graph, 2), codes_of(few, 2))
+
+
+# -- the float network -------------------------------------------------------------------
+
+
+class Coarse(nn.Module):
+    """Rounds to the grid of a few bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul(2).round().div(2)
+
+
+def with_residual(coarse: bool) -> fx.GraphModule:
+    """conv(q(x)) + q(x), the quantizer there or not; the same names."""
+    torch.manual_seed(0)
+    root, graph = nn.Module(), fx.Graph()
+    root.layer = fused(nn.Conv2d(4, 4, 3, padding=1))
+    root.quantize = Coarse() if coarse else nn.Identity()
+    x = graph.placeholder("x")
+    y = graph.call_module("quantize", (x,))
+    graph.output(graph.call_module("layer", (y, y)))
+    return fx.GraphModule(root, graph)
+
+
+def error_of_residual_network(**options: Any) -> float:
+    x = F.avg_pool2d(random(64, 4, 20, 20), 5, 1)
+    simulated, floats = with_residual(True), with_residual(False)
+    floats.get_submodule("layer").weight_quantizer = None
+    given = {"fused": floats} if options.pop("sees_float", True) else {}
+    gptq(simulated, [(part,) for part in x.split(16)], **given, **options)
+    with torch.no_grad():
+        return float((simulated(x) - floats(x)).square().mean())
+
+
+def test_a_layer_makes_up_for_what_its_input_and_its_residual_lost() -> None:
+    alone = error_of_residual_network(sees_float=False)
+    assert error_of_residual_network() < 0.8 * alone
+
+
+def test_a_bias_takes_the_mean_of_what_rounding_leaves() -> None:
+    x = F.avg_pool2d(random(16, 3, 12, 12).exp(), 3, 2)
+    graph, floats = two_layers(), two_layers()
+    for index in (0, 2):
+        floats.get_submodule(f"layer{index}").weight_quantizer = None
+    notes = gptq(graph, [(x,)], fused=floats, move_biases=True)
+    with torch.no_grad():
+        y, target = graph(x), floats(x)
+    # Float sums of some hundred values.
+    torch.testing.assert_close(y.mean((0, 2, 3)), target.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    assert "bias correction: 2 layers, with their rounding" in notes
+    before: Any = two_layers().get_submodule("layer0").layer
+    kept: Any = floats.get_submodule("layer0").layer
+    assert torch.equal(kept.bias, before.bias)
+
+
+def test_the_bias_of_a_layer_that_is_called_twice_stays() -> None:
+    layer, x = fused(nn.Linear(6, 6)), random(40, 6)
+    root, graph = nn.Module(), fx.Graph()
+    root.layer = layer
+    node = graph.placeholder("x")
+    for _ in range(2):
+        node = graph.call_module("layer", (node,))
+    graph.output(node)
+    before: Any = layer.layer
+    gptq(fx.GraphModule(root, graph), [(x,)], fused=fx.GraphModule(root, graph), move_biases=True)
+    assert layer.layer is before
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 2}])
+def test_what_a_layer_is_held_to_is_the_float_layers_output(options: Any) -> None:
+    layer, x = nn.Conv2d(4, 6, 3, **options), random(2, 4, 9, 9)
+    other = x + 0.1 * random(2, 4, 9, 9, seed=1)
+    with torch.no_grad():
+        beyond = layer(other) - layer(x) + 0.5
+    residual = torch.zeros_like(beyond)
+    columns = Columns(layer, qparams_of(layer.weight))
+    moments = columns.moments([((x, residual), (other, residual + 0.5))], 2)
+    torch.testing.assert_close(columns.join_rows(moments.shift), beyond.mean((0, 2, 3)))
 
 
 def test_says_which_layers_it_leaves_to_nearest_rounding() -> None:
