@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from fxquant.arguments import checked
 from fxquant.artifact.file import load_artifact, save_artifact
 from fxquant.artifact.size import file_bytes
-from fxquant.backends import lower_fastest
+from fxquant.backends import AUTO, lower_fastest
 from fxquant.errors import CompileError, InputError, TargetError, nearest
 from fxquant.export import export_cpp
 from fxquant.export.onnx import OnnxOptions, export_onnx
@@ -298,7 +298,8 @@ def lower_compiled(
 
 def load_compiled(path: Path, target: str) -> CompiledModel:
     """The file at `path`, lowered to `target`. Raises ArtifactError and TargetError."""
-    artifact = load_artifact(path)
+    # The others keep nothing on the disk.
+    artifact = load_artifact(path, remember=target in ("native", AUTO))
     return lower_compiled(
         {"integer": artifact.integer},
         target,

@@ -7,13 +7,10 @@ channels have their own, ``offsets.<path>``; equal ones once. The golden pair is
 each output whose hash is in the metadata; the rest is JSON in the metadata. Loading resolves
 operations by name from a closed table and runs no code from the file; a digest over everything
 finds damage, and the golden pair proves that this machine computes what the compiling one did.
-
-More than 300 lines, because what is written and how it is read back are one contract.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -28,14 +25,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
+from fxquant.artifact.golden import (
+    Golden,
+    check_golden,
+    digest_of,
+    hash_of,
+    one_line,
+    sample,
+)
 from fxquant.artifact.graph_json import GraphFormatError, decode_graph, encode_graph
 from fxquant.artifact.packing import WIDTHS, Packed, pack, unpack
 from fxquant.errors import ArtifactError
-from fxquant.metrics import Closeness
 from fxquant.recipe import Recipe
 from fxquant.report.report import Report
-from passes import PassError
-from passes.infra.verify import flatten, run_and_annotate
+from passes.infra.verify import flatten
 
 __all__ = [
     "FORMAT_VERSION",
@@ -49,10 +52,6 @@ __all__ = [
 
 FORMAT_VERSION = 2
 METADATA_KEY = "fxquant"
-_SAMPLE = 1024
-# Float operations that a recipe left in the graph (softmax, LayerNorm) may round differently on
-# another CPU and move a quantized value by one step; integers alone must agree bit for bit.
-_FLOAT_SQNR_DB = 30.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def save_artifact(
         outputs = integer(*(_expand(value) for value in inputs))
     found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
     tensors, metadata = contents(graph, integer, inputs, found, recipe, report)
-    metadata["digest"] = _digest(tensors, metadata)
+    metadata["digest"] = digest_of(tensors, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,13 +131,13 @@ def contents(
         for index, value in enumerate(inputs)
         if isinstance(value, Tensor)
     }
-    tensors |= {f"golden.output.{index}": _sample(value) for index, value in enumerate(outputs)}
+    tensors |= {f"golden.output.{index}": sample(value) for index, value in enumerate(outputs)}
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "graph": json.dumps(graph),
         "shapes": json.dumps(shapes),
         "aliases": json.dumps(aliases),
-        "golden": json.dumps([_hash(value) for value in outputs]),
+        "golden": json.dumps([hash_of(value) for value in outputs]),
         "recipe": json.dumps(recipe.to_dict()),
         "report": json.dumps(report.to_json()),
         "versions": json.dumps(_versions()),
@@ -152,13 +151,15 @@ def golden_inputs(example: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_compact(_noise(value)) for value in example)
 
 
-def load_artifact(path: Path) -> Artifact:
+def load_artifact(path: Path, *, remember: bool = False) -> Artifact:
     """Read and check a file.
 
+    With `remember` the cache keeps that a file's golden pair held here: the same bytes do not run
+    again on the same processor with the same code.
     Raises ArtifactError, naming the file, where it is missing, damaged, truncated, foreign or
     newer than this version, or where the golden input does not give the golden output here.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata, digest = _read(path)
     try:
         recipe = Recipe.from_dict(json.loads(metadata["recipe"]))
         report = Report.from_json(json.loads(metadata["report"]))
@@ -182,12 +183,13 @@ def load_artifact(path: Path) -> Artifact:
         hashes = json.loads(metadata["golden"]) if "golden" in metadata else None
     except Exception as error:
         # Whatever a crafted file makes fail: nothing of it has run.
-        raise ArtifactError(f"{path}: cannot be understood: {_one_line(error)}") from error
-    _check_golden(path, integer, example, golden, hashes)
+        raise ArtifactError(f"{path}: cannot be understood: {one_line(error)}") from error
+    check_golden(path, integer, Golden(example, tuple(golden), hashes), digest if remember else "")
     return Artifact(integer, recipe, report, example, versions)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Tensors, metadata and the digest of both."""
     if not path.is_file():
         raise ArtifactError(f"{path}: there is no such file")
     try:
@@ -212,9 +214,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     digest = metadata.pop("digest", "")
-    if digest != _digest(tensors, metadata):
+    if digest != digest_of(tensors, metadata):
         raise ArtifactError(f"{path}: is damaged: its contents do not match their digest")
-    return tensors, metadata
+    return tensors, metadata, digest
 
 
 def _packed(tensors: Mapping[str, Tensor], name: str) -> Packed:
@@ -232,48 +234,6 @@ def _unpack(stored: Mapping[str, str]) -> dict[str, str] | None:
     return whole if is_ours else None
 
 
-def _check_golden(
-    path: Path,
-    integer: fx.GraphModule,
-    inputs: tuple[Any, ...],
-    golden: list[Tensor],
-    hashes: list[str] | None,
-) -> None:
-    """`hashes` are those of the whole outputs; None where `golden` holds all of them."""
-    try:
-        outputs = run_and_annotate(integer, inputs, name="its golden input")
-    except PassError as error:
-        raise ArtifactError(f"{path}: cannot be run: {_one_line(error)}") from error
-    found = [value for _, value in flatten(outputs) if isinstance(value, Tensor)]
-    same = hashes is None or hashes == [_hash(value) for value in found]
-    if hashes is not None:
-        found = [_sample(value) for value in found]
-    if same and len(found) == len(golden) and all(map(torch.equal, found, golden)):
-        return
-    exact = all(
-        node.op != "call_function" or "grid" in node.meta or _dequantizes(node)
-        for node in integer.graph.nodes
-    )
-    if not exact and [v.shape for v in found] == [v.shape for v in golden]:
-        closeness = Closeness()
-        for value, wanted in zip(found, golden, strict=True):
-            closeness.add(wanted, value)
-        if closeness.sqnr_db >= _FLOAT_SQNR_DB:
-            return
-    raise ArtifactError(
-        f"{path}: its golden input does not give its golden output on this machine; compile again "
-        "here, and please report it"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
-def _dequantizes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxquant"
-
-
 def _noise(value: Any) -> Any:
     """Of the shape and the range of `value`, always the same; of noise, that noise."""
     if not isinstance(value, Tensor) or not value.numel() or value.is_complex():
@@ -289,20 +249,10 @@ def _noise(value: Any) -> Any:
     return noise.view(value.shape)
 
 
-def _sample(value: Tensor) -> Tensor:
-    """Elements at equal distances, at most 1024."""
-    flat = value.detach().flatten()
-    return flat[:: max(1, -(-len(flat) // _SAMPLE))]
-
-
-def _hash(value: Tensor) -> str:
-    return _digest({"": value.detach()}, {})
-
-
 def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Without those that another equals, and the name of that other one."""
     kept: dict[str, str] = {}
-    names = {name: kept.setdefault(_hash(value), name) for name, value in tensors.items()}
+    names = {name: kept.setdefault(hash_of(value), name) for name, value in tensors.items()}
     aliases = {name: first for name, first in names.items() if name != first}
     return {name: tensors[name] for name in kept.values()}, aliases
 
@@ -336,15 +286,3 @@ def _versions() -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
     }
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors and over the metadata."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        sha.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    for key in sorted(metadata):
-        sha.update(f"{key}={metadata[key]}|".encode())
-    return sha.hexdigest()

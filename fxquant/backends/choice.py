@@ -12,13 +12,12 @@ from torch import fx, nn
 
 from fxquant.backends.checked import Lowered, lower_checked
 from fxquant.backends.target import Target
-from fxquant.backends.targets import TARGETS, find_target
+from fxquant.backends.targets import AUTO, TARGETS, find_target
 from fxquant.errors import CompileError, TargetError
 from fxquant.timing import in_turns
 
 __all__ = ["AUTO", "candidates", "compare_with_float", "lower_fastest"]
 
-AUTO = "auto"
 _FAST = ("native", "x86")  # the first one's demands on weights hold for a choice
 _TURNS, _CALLS = 6, 3
 

@@ -8,7 +8,9 @@ from fxquant.backends.target import Target
 from fxquant.backends.x86.target import X86
 from fxquant.errors import TargetError, nearest
 
-__all__ = ["TARGETS", "available_targets", "find_target"]
+__all__ = ["AUTO", "TARGETS", "available_targets", "find_target"]
+
+AUTO = "auto"  # the fastest of them, see `choice`
 
 _ALL: tuple[Target, ...] = (
     X86(),
@@ -26,8 +28,9 @@ def available_targets() -> dict[str, str]:
 def find_target(name: str) -> Target:
     """The target of this name; raises TargetError for one that is unknown or unavailable."""
     if name not in TARGETS:
+        names = (*TARGETS, AUTO)
         raise TargetError(
-            f"unknown target {name!r}: known are {', '.join(TARGETS)}{nearest(name, TARGETS)}"
+            f"unknown target {name!r}: known are {', '.join(names)}{nearest(name, names)}"
         )
     reason = TARGETS[name].unavailable()
     if reason:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.artifact.file import FORMAT_VERSION, _digest
+from fxquant.artifact.file import FORMAT_VERSION
+from fxquant.artifact.golden import digest_of
 from fxquant.data import open_batches
 from fxquant.errors import (
     ArtifactError,
@@ -277,6 +278,7 @@ def test_a_recipe_that_leaves_nothing_to_quantize() -> None:
 
 def test_unknown_target() -> None:
     refused(TargetError, lambda: compiled(target="x68"), "unknown target 'x68'", "'x86'?")
+    refused(TargetError, lambda: compiled(target="atuo"), "unknown target 'atuo'", "'auto'?")
     refused(TargetError, lambda: compiled().to_target("arm"), "'arm': known are x86, ")
 
 
@@ -389,7 +391,7 @@ def parts(saved: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def put_together(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    whole = {**metadata, "digest": _digest(tensors, metadata)}
+    whole = {**metadata, "digest": digest_of(tensors, metadata)}
     save_file(tensors, path, metadata={"fxquant": json.dumps(whole)})
     return path
 

@@ -21,7 +21,6 @@ __all__ = [
     "compiler",
     "kept",
     "stored",
-    "where_kept",
     "why_unavailable",
 ]
 
@@ -100,12 +99,6 @@ def kept(name: str) -> bytes | None:
     """What `stored` wrote under this name; None where it is missing or damaged."""
     path = cache_folder() / name
     return path.read_bytes() if _is_whole(path) else None
-
-
-def where_kept(name: str) -> Path | None:
-    """The file that `stored` wrote under this name; None where it is missing or damaged."""
-    path = cache_folder() / name
-    return path if _is_whole(path) else None
 
 
 def build(text: str) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxquant.backends.native.arena import Arena
-from fxquant.backends.native.build import build, stored, where_kept
+from fxquant.backends.native.build import build, cache_folder, stored
 from fxquant.backends.native.library import Program
 from fxquant.backends.native.lowerings import LOWERINGS
 from fxquant.backends.native.planned import Planned, find, graph_key, keep
@@ -21,6 +21,7 @@ from fxquant.backends.native.planner import Planner, ProgramPlan
 from fxquant.backends.native.program import to_bytes
 from fxquant.backends.native.schedule import place_buffers, set_barriers
 from fxquant.backends.native.unit import unit_text
+from fxquant.errors import TargetError
 
 __all__ = ["CompiledSegment", "PlannedProgram", "compile_segment", "plan_program", "propagate"]
 
@@ -154,9 +155,9 @@ def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Comp
     key = graph_key(graph_module, inputs)
     shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in inputs]
     planned = find(key)
-    path = None if planned is None else where_kept(planned.program)
-    was_planned = path is not None
-    if planned is None or path is None:
+    program = None if planned is None else _built_before(planned)
+    was_planned = program is not None
+    if planned is None or program is None:
         new = plan_program(graph_module, inputs)
         plan, arena = new.plan, new.arena
         path = stored(f"{hashlib.sha256(new.data).hexdigest()[:40]}.bin", new.data)
@@ -164,8 +165,16 @@ def compile_segment(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Comp
         ports = (tuple(plan.inputs), tuple(plan.outputs))
         planned = Planned(kernels, path.name, *ports, plan.batch, arena.size, arena.total)
         keep(key, planned)
-    program = Program(build(unit_text(planned.kernels)), path)
+        program = Program(build(unit_text(kernels)), path)
     return CompiledSegment(program, planned, key, was_planned, graph_module, shapes)
+
+
+def _built_before(planned: Planned) -> Program | None:
+    """The program in the cache; None where it is missing or damaged, as its checksum says."""
+    try:
+        return Program(build(unit_text(planned.kernels)), cache_folder() / planned.program)
+    except TargetError:
+        return None
 
 
 def program_plan(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> ProgramPlan:

@@ -20,7 +20,7 @@ from fxquant.backends.native.steps import Port
 from fxquant.version import __version__
 from passes.infra.listing import operation
 
-__all__ = ["Planned", "find", "graph_key", "keep"]
+__all__ = ["Planned", "code_hash", "find", "graph_key", "keep"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Planned:
 
 def graph_key(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> str:
     """Of the operations, the constants, the shapes that come in, and of the code that plans."""
-    key = hashlib.sha256(_sources())
+    key = hashlib.sha256(code_hash())
     for x in inputs:
         key.update(f"{(x.shape, x.dtype) if isinstance(x, Tensor) else x}|".encode())
     for node in graph_module.graph.nodes:
@@ -57,8 +57,8 @@ def graph_key(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> str:
 
 
 @functools.cache
-def _sources() -> bytes:
-    """What decides how a graph is planned and run."""
+def code_hash() -> bytes:
+    """Of what decides how a graph is planned and run: versions, the integer semantics, kernels."""
     folders = (Path(__file__).parent, KERNELS_FOLDER, Path(fxquant.integer.__file__).parent)
     paths = (path for folder in folders for path in sorted(folder.glob("*.[ph]*")))
     texts = [f"{__version__} {torch.__version__}".encode(), *(path.read_bytes() for path in paths)]

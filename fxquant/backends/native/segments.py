@@ -120,7 +120,17 @@ def segment_module(
         if tensor_info(node) is not None and _is_read_outside(node, inside)
     ]
     graph.output(tuple(copies[node] for node in outputs))
-    return fx.GraphModule(_attributes(source, graph), graph), inputs, outputs
+    return _Unwritten(_attributes(source, graph), graph), inputs, outputs
+
+
+class _Unwritten(fx.GraphModule):
+    """Planned from its graph, or interpreted: nobody needs it as Python code, which takes time."""
+
+    def recompile(self) -> Any:
+        pass
+
+    def forward(self, *inputs: Any) -> Any:
+        return fx.Interpreter(self).run(*inputs)
 
 
 def _is_read_outside(node: fx.Node, inside: set[fx.Node]) -> bool:
