@@ -8,7 +8,8 @@ under ``ATEN_CPU_CAPABILITY=avx2``, ``ONEDNN_MAX_CPU_ISA=AVX2`` and ``MKL_ENABLE
 one process, which starts itself again with these variables. Random weights.
 
 With `--write` a row is in benchmarks/results/ as soon as it is measured, and a run that was cut
-short goes on behind the rows of its commit.
+short goes on behind the rows of its commit. `--files`: networks are loaded from this folder where
+an earlier run has saved them; with `--rounds 0` they are saved and nothing is measured.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch import nn
 
 import fxquant
 from benchmarks import results
-from benchmarks.peers import NETWORKS, TRANSFORMERS, randomized
+from benchmarks.latency import randomized
+from benchmarks.peers import NETWORKS, TRANSFORMERS
 from fxquant.measure.benchmark import benchmark
 
 HELD = {
@@ -39,11 +43,8 @@ NATIVE, FLOAT = "fxquant native", "eager float, channels last"
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """How many times faster than float the quantized network is, and whether it is exact."""
-    model = randomized(name)
-    torch.manual_seed(1)
-    x = torch.randn(arguments.batch, 3, 224, 224)
-    recipe = "vit_w8a8" if name.startswith(TRANSFORMERS) else "w8a8"
-    q = fxquant.compile(model, recipe, calibration=x, target="native")
+    model, x = randomized(name), example(arguments.batch)
+    q = compiled(name, model, x, arguments.files)
     (isa,) = {
         segment.program.isa
         for program in q.stages["native"].children()
@@ -56,12 +57,38 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     medians = {timing.name: timing.median_ms for timing in timed.timings}
     return {
         "network": name,
-        "recipe": recipe,
+        "recipe": recipe_of(name),
         "isa": isa,
         "equal_to_reference": exact,
         "times_faster_than_float": medians[FLOAT] / medians[NATIVE],
         "timed": timed.to_json(),
     }
+
+
+def recipe_of(name: str) -> str:
+    """The default of the kind of network."""
+    return "vit_w8a8" if name.startswith(TRANSFORMERS) else "w8a8"
+
+
+def example(batch: int) -> torch.Tensor:
+    """Random images, always the same."""
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, 224, 224)
+
+
+def compiled(
+    name: str, model: nn.Module, x: torch.Tensor, folder: Path | None
+) -> fxquant.CompiledModel:
+    """The network on target native; from its file in `folder`, where it is there."""
+    path = None if folder is None else folder / f"{name}.fxq"
+    if path is None or not path.exists():
+        q = fxquant.compile(model, recipe_of(name), calibration=x, target="native")
+        if path is not None:
+            q.save(path)
+            # What is loaded is compared on its golden input, once.
+            fxquant.load(path, "native")
+        return q
+    return fxquant.load(path, "native")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -89,12 +116,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--files", type=Path)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in HELD.items()):
         # Torch asks for its variables when it is loaded.
         command = [sys.executable, "-m", "benchmarks.without_vnni", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **HELD})
+    if not arguments.rounds:
+        for name in arguments.names or NETWORKS:
+            compiled(name, randomized(name), example(arguments.batch), arguments.files)
+        return
     kind = f"without-vnni-batch{arguments.batch}-threads{arguments.threads}"
     rows = measured(kind) if arguments.write else {}
     for name in arguments.names or NETWORKS:
