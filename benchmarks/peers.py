@@ -1,16 +1,20 @@
 """Is a compiled network as fast as the best peer's int8 on this machine?
 
-    python -m benchmarks.peers [NAME ...] [--target native] [--batch 1] [--threads 2] [--write]
+    python -m benchmarks.peers [NAME ...] [--targets native] [--batch 1] [--threads 2] [--write]
 
 Random weights; medians of interleaved runs in one process. The peers are OpenVINO (int8 by NNCF's
 post-training quantization) and ONNX Runtime (QDQ, u8 × s8, per channel), see
 `fxquant.measure.peers`; one that cannot take a network is named with its reason and left out.
 ``--isa avx512vnni`` holds our kernels, and the peers that listen to oneDNN's variable, below AMX.
+
+``--write``: a network's row is in benchmarks/results/ as soon as it is measured, with its commit.
+What this commit has measured there is not measured again: a long table may be made in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -106,16 +110,34 @@ def main() -> None:
     if arguments.isa:
         os.environ["FXQUANT_ISA"] = arguments.isa
         os.environ["ONEDNN_MAX_CPU_ISA"] = ONEDNN_ISA[arguments.isa]
-    rows = []
+    kind = f"peers-batch{arguments.batch}-threads{arguments.threads}"
+    kind += f"-{arguments.isa}" if arguments.isa else ""
+    rows = rows_of_file(kind) if arguments.write else {}
+    commit = results.commit()
     for name in arguments.names or NETWORKS:
-        rows.append(measure(name, arguments))
-        print(table(rows[-1:]), flush=True)
-    print(table(rows))
-    if arguments.write:
-        kind = f"peers-batch{arguments.batch}-threads{arguments.threads}"
-        kind += f"-{arguments.isa}" if arguments.isa else ""
-        data = {"isa": arguments.isa, "peers": versions(arguments.peers), "networks": rows}
-        print(results.write(kind, data))
+        if rows.get(name, {}).get("commit") == commit:
+            continue
+        rows[name] = {**measure(name, arguments), "commit": commit}
+        print(table([rows[name]]), flush=True)
+        if arguments.write:
+            ordered = sorted(rows.values(), key=lambda row: order(row["network"]))
+            data = {"isa": arguments.isa, "peers": versions(arguments.peers), "networks": ordered}
+            print(results.write(kind, data), flush=True)
+    print(table(list(rows.values())))
+
+
+def rows_of_file(kind: str) -> dict[str, dict[str, Any]]:
+    """The rows of the newest result file of a kind, by network."""
+    files = sorted(results.FOLDER.glob(f"????-??-??-{kind}.json"))
+    if not files:
+        return {}
+    whole = json.loads(files[-1].read_text())
+    rows = whole["results"]["networks"]
+    return {row["network"]: {"commit": whole["commit"], **row} for row in rows}
+
+
+def order(name: str) -> int:
+    return NETWORKS.index(name) if name in NETWORKS else len(NETWORKS)
 
 
 if __name__ == "__main__":

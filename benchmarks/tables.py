@@ -20,11 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, geometric_mean, stdev
 from typing import Any
 
 from benchmarks import coverage as covering
 from benchmarks import deployment, low_bit
+from benchmarks.peers import NETWORKS
 from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,12 @@ NAMES = {
     "vit_tiny": "ViT-Tiny",
 }
 """What readers call a network."""
+
+PEERS = {
+    "AMX for all": "batch1-threads2",
+    "held to AVX-512 VNNI": "batch1-threads2-avx512vnni",
+}
+"""The result files of `benchmarks.peers`, by what is measured."""
 
 METHODS = {
     "nearest": "",
@@ -168,14 +175,15 @@ def latency() -> str:
 
 def peers() -> str:
     """Target native over the best of OpenVINO and ONNX Runtime."""
-    rows, networks = [], []
-    for title, kind in (("AMX for all", ""), ("held to AVX-512 VNNI", "-avx512vnni")):
-        measured = newest(f"peers-batch1-threads2{kind}")["networks"]
-        networks = [row["network"] for row in measured]
-        rows.append(
-            [title, *(f"{row['over_best_peer']['fxquant native']:.2f}" for row in measured)]
-        )
-    return markdown(("", *(NAMES[name] for name in networks)), rows)
+    rows = []
+    for title, kind in PEERS.items():
+        measured = {
+            row["network"]: row["over_best_peer"]["fxquant native"]
+            for row in newest(f"peers-{kind}")["networks"]
+        }
+        cells = [f"{measured[name]:.2f}" if name in measured else "" for name in NETWORKS]
+        rows.append([title, *cells, f"{geometric_mean(measured.values()):.2f}"])
+    return markdown(("", *(NAMES[name] for name in NETWORKS), "geometric mean"), rows)
 
 
 def vit_latency() -> str:

@@ -6,7 +6,7 @@
 #include "portable.h"
 
 #if defined(__x86_64__)
-#include "amx.h"
+#include "amx_attention.h"
 #include "avx2.h"
 #include "avxvnni.h"
 #endif

@@ -1,5 +1,7 @@
 // The float islands in the terms of the compiler's vectors of 16 floats: included once for each
 // instruction set, and the same bits on each of them, because no operation is fused or reordered.
+//
+// More than 300 lines, because the text is one for all instruction sets.
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -27,6 +29,17 @@ static inline void store_lanes(float* p, Floats values, int64_t count) {
 }
 
 // clamp(round_half_even(x * inverse) + zero_point), NaN as 0.
+#if defined(FXQUANT_ROWS_OF_512)
+template <class P>
+static inline void store_lane_codes(uint8_t* p, Floats x, int64_t count, const P& params) {
+    const Quantizer to = quantizer_of(params.inverse, params.zero_point, params.lo, params.hi);
+    const __m128i bytes = _mm512_cvtepi32_epi8(to.codes(x));
+    if (count >= 16)
+        __builtin_memcpy(p, &bytes, 16);
+    else
+        __builtin_memcpy(p, &bytes, static_cast<size_t>(count));
+}
+#else
 template <class P>
 static inline void store_lane_codes(uint8_t* p, Floats x, int64_t count, const P& params) {
     Floats real = x * params.inverse;
@@ -43,6 +56,7 @@ static inline void store_lane_codes(uint8_t* p, Floats x, int64_t count, const P
     else
         __builtin_memcpy(p, &bytes, static_cast<size_t>(count));
 }
+#endif
 
 template <class P>
 static inline void store_both(const P& p, float* y, uint8_t* codes, int64_t c, Floats values) {
@@ -151,32 +165,67 @@ static inline double sum_of(Floats values) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// Rows that are taken together, so that one's sums need not wait for another's; the last of fewer
+// stands for those that are missing.
+struct NormRows {
+    enum { MOST = 4 };
+    const float* x[MOST];
+    float* y[MOST];
+    uint8_t* codes[MOST];
+    int count = 0;
+};
+
 // Sums run in 16 lanes of floats, and the lanes are added as doubles.
-static inline void layer_norm_rows(const LayerNormRowsParams& p, int begin, int end) {
-    for_rows(p, begin, end, [&](int64_t s, int64_t o, int64_t i) {
-        const float* x = p.x + row_offset(p.x_strides, s, o, i);
-        float* y = p.y ? p.y + row_offset(p.y_strides, s, o, i) : nullptr;
-        uint8_t* codes = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
-        const int64_t whole = p.columns / 16 * 16;
-        Floats sums = {}, squares = {};
-        for (int64_t c = 0; c < p.columns; c += 16) sums += load_lanes(x + c, p.columns - c);
-        const double count = static_cast<double>(p.columns);
-        const float center = static_cast<float>(sum_of(sums) / count);
-        for (int64_t c = 0; c < whole; c += 16) {
-            const Floats off = load_lanes(x + c, 16) - center;
-            squares += off * off;
+static inline void norm_rows(const LayerNormRowsParams& p, const NormRows& rows) {
+    const int64_t whole = p.columns / 16 * 16;
+    const double count = static_cast<double>(p.columns);
+    Floats sums[NormRows::MOST] = {}, squares[NormRows::MOST] = {};
+    float center[NormRows::MOST], scale[NormRows::MOST];
+    for (int64_t c = 0; c < whole; c += 16) {
+        FXQUANT_UNROLL
+        for (int r = 0; r < NormRows::MOST; ++r) sums[r] += load_lanes(rows.x[r] + c, 16);
+    }
+    for (int r = 0; r < rows.count; ++r) {
+        if (whole < p.columns) sums[r] += load_lanes(rows.x[r] + whole, p.columns - whole);
+        center[r] = static_cast<float>(sum_of(sums[r]) / count);
+    }
+    for (int r = rows.count; r < NormRows::MOST; ++r) center[r] = 0.0f;
+    for (int64_t c = 0; c < whole; c += 16) {
+        FXQUANT_UNROLL
+        for (int r = 0; r < NormRows::MOST; ++r) {
+            const Floats off = load_lanes(rows.x[r] + c, 16) - center[r];
+            squares[r] += off * off;
         }
+    }
+    for (int r = 0; r < rows.count; ++r) {
+        const float* x = rows.x[r];
         for (int64_t c = whole; c < p.columns; ++c)
-            squares[c - whole] += (x[c] - center) * (x[c] - center);
-        const double variance = sum_of(squares) / count;
-        const float scale = static_cast<float>(1.0 / __builtin_sqrt(variance + p.epsilon));
+            squares[r][c - whole] += (x[c] - center[r]) * (x[c] - center[r]);
+        const double variance = sum_of(squares[r]) / count;
+        scale[r] = static_cast<float>(1.0 / __builtin_sqrt(variance + p.epsilon));
+    }
+    for (int r = 0; r < rows.count; ++r)
         for (int64_t c = 0; c < p.columns; c += 16) {
-            Floats value = (load_lanes(x + c, p.columns - c) - center) * scale;
+            Floats value = (load_lanes(rows.x[r] + c, p.columns - c) - center[r]) * scale[r];
             if (p.weight) value = value * load_lanes(p.weight + c, p.columns - c);
             if (p.bias) value = value + load_lanes(p.bias + c, p.columns - c);
-            store_both(p, y, codes, c, value);
+            store_both(p, rows.y[r], rows.codes[r], c, value);
         }
+}
+
+static inline void layer_norm_rows(const LayerNormRowsParams& p, int begin, int end) {
+    NormRows rows;
+    for_rows(p, begin, end, [&](int64_t s, int64_t o, int64_t i) {
+        rows.x[rows.count] = p.x + row_offset(p.x_strides, s, o, i);
+        rows.y[rows.count] = p.y ? p.y + row_offset(p.y_strides, s, o, i) : nullptr;
+        rows.codes[rows.count] = p.codes ? p.codes + row_offset(p.codes_strides, s, o, i) : nullptr;
+        if (++rows.count < NormRows::MOST) return;
+        norm_rows(p, rows);
+        rows.count = 0;
     });
+    if (!rows.count) return;
+    for (int r = rows.count; r < NormRows::MOST; ++r) rows.x[r] = rows.x[rows.count - 1];
+    norm_rows(p, rows);
 }
 #endif
 

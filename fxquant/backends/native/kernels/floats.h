@@ -32,7 +32,8 @@ namespace avxvnni {
 }  // namespace fxquant
 FXQUANT_TARGET_END
 #undef FXQUANT_ROWS_OF_256
-FXQUANT_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+#define FXQUANT_ROWS_OF_512
+FXQUANT_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
 namespace fxquant {
 namespace avx512vnni {
 #include "float_rows.h"
@@ -40,4 +41,5 @@ namespace avx512vnni {
 }  // namespace avx512vnni
 }  // namespace fxquant
 FXQUANT_TARGET_END
+#undef FXQUANT_ROWS_OF_512
 #endif

@@ -121,7 +121,8 @@ def test_a_linear_layer_ends_in_gelu(isa: str) -> None:
 
 @each_isa
 @pytest.mark.parametrize(
-    ("rows", "columns", "depth", "width"), [(7, 7, 8, 8), (50, 50, 64, 64), (13, 197, 30, 70)]
+    ("rows", "columns", "depth", "width"),
+    [(7, 7, 8, 8), (50, 50, 64, 64), (13, 197, 30, 70), (21, 197, 40, 70)],
 )
 def test_attention_is_scores_numerators_and_a_weighted_mean(
     isa: str, rows: int, columns: int, depth: int, width: int
