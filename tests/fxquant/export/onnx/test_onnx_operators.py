@@ -210,3 +210,9 @@ def test_16_bit_codes_of_a_layer() -> None:
         found = lock_step(module, graph.example, EXACT, optimize=optimize)
         assert found.differing == 0, found.operations
     assert lock_step(module, graph.example, PORTABLE).largest <= 1
+    model = model_of(module, graph.example, PORTABLE)
+    nodes = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    types = {node.inputs[2].dtype.name for node in nodes}
+    assert types == {"INT16"}
+    assert (kinds(model)["Conv"], kinds(model)["ConvInteger"]) == (1, 0)
+    assert model.graph.opset_imports[""] == 21, "the first whose QuantizeLinear has 16 bits"
