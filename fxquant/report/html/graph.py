@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from fxquant.report.html.plot import decibels
 from fxquant.report.layers import LayerPicture
 
 __all__ = ["LEGEND", "draw", "grade"]
@@ -96,7 +97,7 @@ def _edge(start: Place, end: Place, boxes: Sequence[Place]) -> str:
 
 
 def _box(picture: LayerPicture, place: Place) -> str:
-    sqnr = "" if picture.accumulated_db is None else f"{picture.accumulated_db:.1f} dB"
+    sqnr = "" if picture.accumulated_db is None else decibels(picture.accumulated_db)
     title = " · ".join(
         part
         for part in (

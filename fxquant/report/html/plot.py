@@ -8,9 +8,11 @@ from html import escape
 
 from fxquant.report.layers import Histogram
 
-__all__ = ["Plot", "histogram", "short"]
+__all__ = ["Plot", "decibels", "histogram", "short"]
 
 Point = tuple[float, float]
+_NARROW, _LEAST = 400, 270
+"""What is narrower than a phone's page shrinks with it, to this width; other charts scroll."""
 
 
 class Plot:
@@ -134,11 +136,12 @@ class Plot:
         legend = "".join(
             f'<li><span class="key {kind}"></span>{escape(name)}</li>' for kind, name in self.legend
         )
+        least = self.width if self.width > _NARROW else _LEAST
         return (
             '<figure class="plot"><div class="wide" tabindex="0" role="region" '
             f'aria-label="{escape(self.label)}">'
             f'<svg role="img" aria-label="{escape(self.label)}" '
-            f'style="min-width:{self.width}px;max-width:{1.3 * self.width:.0f}px" '
+            f'style="min-width:{least}px;max-width:{1.3 * self.width:.0f}px" '
             f'viewBox="0 0 {self.width} {self.height}">'
             f"{''.join(self.parts)}</svg></div>"
             + (f'<ul class="legend">{legend}</ul>' if legend else "")
@@ -161,7 +164,7 @@ def histogram(shown: Histogram, name: str, codes: int) -> str:
         (shown.low, shown.high),
         (0.0, max([1.0, *heights])),
         x_name=f"{name}, {x_name}" if x_name != "value" else name,
-        y_name="values",
+        y_name="count",
         width=340,
         height=190,
         log_y=True,
@@ -178,6 +181,13 @@ def histogram(shown: Histogram, name: str, codes: int) -> str:
         plot.verticals([shown.grid_low + width * code for code in range(codes)], "code")
     plot.verticals([shown.grid_low, shown.grid_high], "bound")
     return plot.render()
+
+
+def decibels(value: float | None) -> str:
+    """An SQNR for people."""
+    if value is None:
+        return "–"
+    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
 
 
 def short(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fxquant.report.html.graph import LEGEND, draw, grade
 from fxquant.report.html.page import Markup, Section, cards, details, table
-from fxquant.report.html.plot import Plot, histogram, short
+from fxquant.report.html.plot import Plot, decibels, histogram, short
 from fxquant.report.layers import LayerPicture, TensorPicture
 from fxquant.report.sizes import written
 from passes import PassRecord
@@ -18,7 +18,7 @@ from passes import PassRecord
 if TYPE_CHECKING:
     from fxquant.report.report import Report
 
-__all__ = ["bar", "chip", "decibels", "report_sections"]
+__all__ = ["bar", "chip", "report_sections"]
 
 _LONGEST_DIFF = 20_000
 _HIGHEST = 80.0
@@ -40,13 +40,6 @@ def report_sections(
         Section("Passes", _passes((*report.passes, *report.target_passes))),
         Section("Declined and noted", _notes(report)),
     ]
-
-
-def decibels(value: float | None) -> str:
-    """An SQNR for people."""
-    if value is None:
-        return "–"
-    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
 
 
 def chip(value: float | None) -> Markup:

@@ -213,6 +213,6 @@ def test_16_bit_codes_of_a_layer() -> None:
     model = model_of(module, graph.example, PORTABLE)
     nodes = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     types = {node.inputs[2].dtype.name for node in nodes}
-    assert types == {"INT16"}
+    assert types == {"UINT8", "INT16"}, "the 8-bit input of the graph, and the layer's"
     assert (kinds(model)["Conv"], kinds(model)["ConvInteger"]) == (1, 0)
     assert model.graph.opset_imports[""] == 21, "the first whose QuantizeLinear has 16 bits"
