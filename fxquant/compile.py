@@ -43,6 +43,7 @@ from fxquant.frontend.faithful import (
     outputs_of,
     run_traced,
 )
+from fxquant.frontend.structure import Names
 from fxquant.plan.coverage import coverage
 from fxquant.plan.node_recipe import selectable
 from fxquant.plan.plan import make_plan
@@ -287,6 +288,7 @@ def lower(c: Compilation) -> CompiledModel:
     integer = to_checked_integer(c.stages["simulated"], c.plan, c.probe)
     integer, notes = in_float_dtype(integer, c.recipe, c.probe)
     c = c.noting(notes)
+    integer.meta["names"] = c.data.names if isinstance(c.data.names, Names) else None
     c = replace(c, stages={**c.stages, "integer": integer}).finished("integer")
     report = Report(
         model=type(c.request.model).__name__,
@@ -317,7 +319,7 @@ def lower(c: Compilation) -> CompiledModel:
     )
     replace(c, stages=q.stages).finished(q.target)
     if c.request.target == AUTO:
-        ratio, circumstances = compare_with_float(q, c.request.model, c.probe)
+        ratio, circumstances = compare_with_float(q, c.request.model, c.probe, c.data.names)
         q.report = replace(q.report, time_over_float=ratio, timed_on=circumstances)
     return with_size(q)
 

@@ -22,6 +22,7 @@ from fxquant.errors import CompileError, InputError, TargetError, nearest
 from fxquant.export import export_cpp
 from fxquant.export.onnx import OnnxOptions, export_onnx
 from fxquant.frontend.run_inputs import check_finite, is_float, mismatch, shapes
+from fxquant.frontend.structure import Names
 from fxquant.plan.plan import Plan
 from fxquant.recipe import Recipe
 from fxquant.reconstruct.convolutions import has_fast_bfloat16
@@ -77,6 +78,7 @@ class CompiledModel(nn.Module):
         self.example = example
         self.plan = plan
         self.__dict__["_run"] = run
+        self._names: Names | None = self.stages["integer"].meta.get("names")
         self._signature = tuple(
             (value.dtype, value.dim()) if isinstance(value, Tensor) else None for value in example
         )
@@ -86,7 +88,9 @@ class CompiledModel(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the target's graph; the batch size is free, inputs may go by name."""
-        if named:
+        if self._names is not None:
+            inputs = self._taken_apart(self._names, inputs, named)
+        elif named:
             inputs = self._by_position(inputs, named)
         signature = tuple([(x.dtype, x.dim()) if isinstance(x, Tensor) else None for x in inputs])
         if signature != self._signature:
@@ -228,10 +232,31 @@ class CompiledModel(nn.Module):
         )
 
     @property
+    def names(self) -> Names | None:
+        """What the inputs are made of where one of them is no tensor, else None."""
+        return self._names
+
+    @property
     def input_names(self) -> list[str]:
         """The parameters of the model's forward that are its inputs."""
         graph = self.stages["integer"].graph
         return [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+
+    def _taken_apart(
+        self, names: Names, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """The tensors of what forward's parameters are given, which may be these tensors."""
+        are_tensors = all(isinstance(value, Tensor) for value in inputs)
+        if not named and len(inputs) == len(names) and are_tensors:
+            return inputs
+        known = list(names.structures)
+        given = dict(zip(known, inputs, strict=False)) | named
+        if len(inputs) + len(named) != len(known) or set(given) != set(known):
+            raise InputError(
+                f"the model takes {', '.join(known)}, found {len(inputs)} inputs by position"
+                f"{' and ' * bool(named)}{', '.join(named)}{' by name' * bool(named)}"
+            )
+        return tuple(names.flat(given))
 
     def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         names = self.input_names
@@ -337,6 +362,7 @@ def with_simulated(
     assert q.plan is not None
     integer = to_checked_integer(simulated, q.plan, q.example)
     integer, _ = in_float_dtype(integer, q.recipe, q.example)
+    integer.meta["names"] = q.stages["integer"].meta.get("names")
     report = replace(
         q.report,
         quantizers=quantizer_rows(simulated, {row.path: row.proof for row in q.report.quantizers}),

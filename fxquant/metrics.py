@@ -162,7 +162,8 @@ def logits_of(model: Model, images: Tensor) -> Tensor:
         raise ModelError("the model is in training mode; call model.eval() before evaluating it")
     output = outputs_of(model, images)
     logits = next((value for _, value in flatten(output) if isinstance(value, Tensor)), None)
-    if logits is None or logits.dim() != 2 or len(logits) != len(images):
+    count = len(images) if isinstance(images, Tensor) else None
+    if logits is None or logits.dim() != 2 or count not in (None, len(logits)):
         found = type(output).__name__ if logits is None else f"a tensor of {list(logits.shape)}"
         raise ModelError(f"the model gives {found}; evaluating needs logits [images, classes]")
     return logits
@@ -220,6 +221,12 @@ def check_batch(batch: Any) -> None:
         raise DataError(
             f"a batch is a {type(batch).__name__}: give tensors, or tuples (inputs, labels)"
         )
+
+
+def samples_of(batch: Any) -> int:
+    """How many samples a batch holds: the length of its first tensor."""
+    first = next((value for _, value in flatten(batch) if isinstance(value, Tensor)), None)
+    return len(first) if first is not None and first.dim() else 1
 
 
 def first_tensor(output: Any) -> Tensor:

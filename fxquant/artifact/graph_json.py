@@ -5,6 +5,7 @@ More than 300 lines, because what writes and what reads a value are held against
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 import math
 import operator
@@ -22,6 +23,7 @@ from torch.overrides import get_overridable_functions
 from fxquant.artifact.float_modules import build_module, describe_module
 from fxquant.frontend.detection import OPERATORS as DETECTION
 from fxquant.frontend.prepare import FloatLeaf
+from fxquant.frontend.structure import Names, Structure
 from fxquant.kernels import OPERATORS
 from fxquant.to_integer import Grid
 from fxquant.to_integer.functional import pair
@@ -38,7 +40,7 @@ from passes.infra.stored import module_of, set_module
 __all__ = ["GraphFormatError", "decode_graph", "encode_graph", "why_not_saved"]
 
 _META = ("module_path", "simulated")
-_NAMEDTUPLE = "namedtuple:"
+_NAMEDTUPLE, _DATACLASS = "namedtuple:", "dataclass:"
 _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_", "xor", "invert",
@@ -111,7 +113,10 @@ def encode_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
         if node.op == "call_module":
             entry["module"] = _encode_module(node, graph_module)
         nodes.append(entry | ({"meta": meta} if meta else {}))
-    return {"nodes": nodes}
+    names = graph_module.meta.get("names")
+    if names is None:
+        return {"nodes": nodes}
+    return {"nodes": nodes, "inputs": {key: s.to_json() for key, s in names.structures.items()}}
 
 
 def why_not_saved(graph_module: fx.GraphModule) -> str:
@@ -153,7 +158,7 @@ def _decode_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Te
 def _encode_target(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
-    name = _names().get(node.target) or _namedtuple_name(node.target)
+    name = _names().get(node.target) or _class_name(node.target)
     if node.target is getattr and node.args[1] not in _ATTRIBUTES:
         name = ""
     if not name:
@@ -189,10 +194,15 @@ def _encode(value: Any) -> Any:
     raise GraphFormatError(f"an argument of type {type(value).__name__} cannot be saved")
 
 
-def _namedtuple_name(target: Any) -> str:
-    """A named tuple that the model returns, by its name and fields; "" for anything else."""
-    if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
+def _class_name(target: Any) -> str:
+    """A named tuple or dataclass that the model returns, by its fields; "" for anything else."""
+    if not isinstance(target, type):
+        return ""
+    if issubclass(target, tuple) and hasattr(target, "_fields"):
         return _NAMEDTUPLE + ",".join([target.__name__, *target._fields])
+    if dataclasses.is_dataclass(target):
+        fields = [field.name for field in dataclasses.fields(target)]
+        return _DATACLASS + ",".join([target.__name__, *fields])
     return ""
 
 
@@ -239,7 +249,12 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.G
         node.meta.update(meta)
         nodes[entry["name"]] = node
     graph.lint()
-    return fx.GraphModule(root, graph, "IntegerGraph")
+    integer = fx.GraphModule(root, graph, "IntegerGraph")
+    if "inputs" in data:
+        integer.meta["names"] = Names(
+            {_word(name): Structure.from_json(value) for name, value in data["inputs"].items()}
+        )
+    return integer
 
 
 def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
@@ -258,6 +273,9 @@ def _decode_target(op: str, target: str, tensors: Mapping[str, Tensor]) -> Any:
     if op == "call_function" and target.startswith(_NAMEDTUPLE):
         name, *fields = target.removeprefix(_NAMEDTUPLE).split(",")
         return namedtuple(_word(name), [_word(field) for field in fields])
+    if op == "call_function" and target.startswith(_DATACLASS):
+        name, *fields = target.removeprefix(_DATACLASS).split(",")
+        return dataclasses.make_dataclass(_word(name), [_word(field) for field in fields])
     if op == "call_function":
         for function, name in _names().items():
             if name == target:

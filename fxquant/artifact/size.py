@@ -39,11 +39,10 @@ def file_bytes(
         graph = encode_graph(integer)
     except GraphFormatError:
         return tensor_bytes(integer)
-    given = fx.map_arg(integer.graph.output_node().args[0], lambda node: node.meta.get("tensor"))
     outputs = [
         torch.empty(info.shape, dtype=info.dtype)
-        for _, info in flatten(given)
-        if isinstance(info, TensorInfo)
+        for node in _given(integer.graph.output_node().args[0])
+        if isinstance(info := node.meta.get("tensor"), TensorInfo)
     ]
     tensors, metadata = contents(graph, integer, golden_inputs(example), outputs, recipe, report)
     whole = json.dumps({**metadata, "digest": _DIGEST}, sort_keys=True)
@@ -58,6 +57,17 @@ def file_bytes(
     # The file holds the report, and with it this number.
     length += len(str(_padded(length) + end)) - len(str(report.size_bytes))
     return _padded(length) + end
+
+
+def _given(outputs: Any) -> list[fx.Node]:
+    """The nodes of an output; those that a class is made of in its place."""
+    found: list[fx.Node] = []
+    for _, value in flatten(outputs):
+        if not isinstance(value, fx.Node):
+            continue
+        makes = value.op == "call_function" and isinstance(value.target, type)
+        found += _given((value.args, value.kwargs)) if makes else [value]
+    return found
 
 
 def _padded(header: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from fxquant.backends.checked import Lowered, lower_checked
 from fxquant.backends.target import Target
 from fxquant.backends.targets import AUTO, TARGETS, find_target
 from fxquant.errors import CompileError, TargetError
+from fxquant.frontend.inputs import arguments
+from fxquant.frontend.structure import Names
 from fxquant.timing import in_turns
 
 __all__ = ["AUTO", "candidates", "compare_with_float", "lower_fastest"]
@@ -70,12 +73,24 @@ def lower_fastest(
 
 
 def compare_with_float(
-    run: Callable[..., Any], model: nn.Module, example: Sequence[Any]
+    run: Callable[..., Any], model: nn.Module, example: Sequence[Any], names: Sequence[str]
 ) -> tuple[float, str]:
-    """The time of `run` over that of the float model, channels-last, and the circumstances."""
-    floats = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    """The time of `run` over that of the float model, channels-last, and the circumstances.
+
+    `names` are the inputs' and what they are parts of.
+    """
+    floats: Callable[..., Any] = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    if isinstance(names, Names):
+        positional, named = arguments(model, names, example)
+        floats = partial(_with, floats, positional, named)
     medians = _medians({"quantized": run, "float": floats}, example)
     return medians["quantized"] / medians["float"], _circumstances(example)
+
+
+def _with(
+    model: Callable[..., Any], positional: Sequence[Any], named: Mapping[str, Any], *_: Any
+) -> Any:
+    return model(*positional, **named)
 
 
 def _medians(runs: dict[str, Callable[..., Any]], example: Sequence[Any]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fxquant.errors import CalibrationError, nearest
 from fxquant.frontend.prepare import LayerRoot, unwrap
+from fxquant.frontend.structure import Names
 
-__all__ = ["arguments", "bind", "fed", "parameters"]
+__all__ = ["arguments", "bind", "bind_by", "fed", "inputs_needed", "parameters"]
 
 _Parameters = list[inspect.Parameter]
 
@@ -61,7 +62,8 @@ def _by_name(known: _Parameters, item: Mapping[Any, Any], where: str) -> dict[st
         if key not in names:
             raise CalibrationError(
                 f"{where} has the key {key!r}, forward has no such parameter, it has "
-                f"{', '.join(names)}{nearest(str(key), names)}"
+                f"{', '.join(names)}{nearest(str(key), names)}; a dict that is an input itself "
+                "goes into a tuple"
             )
     missing = [p.name for p in (*plain, *keywords) if p.default is p.empty and p.name not in item]
     if missing:
@@ -69,10 +71,30 @@ def _by_name(known: _Parameters, item: Mapping[Any, Any], where: str) -> dict[st
     return {name: item[name] for name in names if name in item}
 
 
+def inputs_needed(model: nn.Module) -> int:
+    """How many values of a batch `forward` cannot do without; one at least."""
+    plain, _, _ = _kinds(parameters(unwrap(model)))
+    return max(1, sum(p.default is p.empty for p in plain))
+
+
+def bind_by(names: Names, item: Any, where: str) -> dict[str, Any]:
+    """What a batch feeds to the parameters that `names` knows. Raises CalibrationError."""
+    known = list(names.structures)
+    if isinstance(item, Mapping) and set(known) <= set(item):
+        return {name: item[name] for name in known}
+    values = list(item) if type(item) in (tuple, list) else [item]
+    if len(values) < len(known):
+        raise CalibrationError(f"{where} holds {len(values)} values, the model takes {len(known)}")
+    return dict(zip(known, values, strict=False))
+
+
 def arguments(
     model: nn.Module, names: Sequence[str], values: Sequence[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
     """The positional and the keyword arguments that feed `values` to the parameters `names`."""
+    if isinstance(names, Names):
+        given = names.built(values)
+        names, values = list(given), list(given.values())
     plain, _, _ = _kinds(parameters(unwrap(model)))
     order = [p.name for p in plain]
     # Behind a parameter that is left out, the others go by name; those of *args have no names.

@@ -14,6 +14,7 @@ from fxquant.errors import ModelError
 from fxquant.frontend.doctor import guarded_outcome, user_line
 from fxquant.frontend.inputs import fed, parameters
 from fxquant.frontend.prepare import drops_or_learns, is_leaf
+from fxquant.frontend.structure import Names
 
 __all__ = ["Tracer"]
 
@@ -134,17 +135,21 @@ class Tracer(fx.Tracer):
         is_module: bool,
         concrete_args: Any = None,
     ) -> tuple[Any, list[Any]]:
-        chosen = fed(parameters(self.root), self.inputs, type(self.root).__name__)
+        inputs = self.inputs
+        wanted = list(inputs.structures) if isinstance(inputs, Names) else inputs
+        chosen = fed(parameters(self.root), wanted, type(self.root).__name__)
+        names = inputs if isinstance(inputs, Names) else [name for name, _ in chosen]
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        given = inputs.built(proxies).values() if isinstance(inputs, Names) else proxies
         positional: list[Any] = [self.root]
         named: dict[str, Any] = {}
         order = [p.name for p in parameters(self.root)]
-        for name, parameter in chosen:
-            proxy = self.create_proxy("placeholder", name, (), {})
+        for (name, parameter), value in zip(chosen, given, strict=True):
             skips = order.index(parameter.name) > len(positional) - 1
             if parameter.kind is not parameter.VAR_POSITIONAL and skips:
-                named[name] = proxy
+                named[name] = value
             else:
-                positional.append(proxy)
+                positional.append(value)
 
         def call(root: nn.Module, *args: Any) -> Any:
             # Not `root_fn`, which is forward alone, without hooks.

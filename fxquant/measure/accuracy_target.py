@@ -19,6 +19,7 @@ from fxquant.errors import (
     RecipeError,
     TargetError,
 )
+from fxquant.frontend.inputs import inputs_needed
 from fxquant.measure.metric import TOP1, Metric, as_metric
 from fxquant.measure.paired import check_samples, quantile, standard_error
 from fxquant.measure.rungs import (
@@ -32,6 +33,7 @@ from fxquant.measure.rungs import (
     to_integers,
 )
 from fxquant.measure.sensitivity import Sensitivity, measure
+from fxquant.metrics import samples_of
 from fxquant.recipe import Recipe
 from fxquant.report.accuracy import AccuracyStep, AccuracyTrail
 
@@ -117,7 +119,9 @@ class _Search:
                 f"validation is a {type(batches).__name__}: give batches to measure on"
             )
         self.batches = _Seen(batches)
-        self.float = metric.judge(model, self.batches, bar="float" if progress else "")
+        self.inputs = inputs_needed(model)
+        bar = "float" if progress else ""
+        self.float = metric.judge(model, self.batches, bar=bar, inputs=self.inputs)
         scale = abs(self.float.value) / 100 if target.relative else 1.0
         self.most = target.most * scale
         check_samples(self.float, self.most, target.confidence, metric.name)
@@ -234,7 +238,7 @@ class _Search:
             self.steps.append(AccuracyStep(raised, None, refused=str(error)))
             return False
         bar = f"step {len(self.steps)}" if self.progress else ""
-        found = self.metric.judge(q, self.batches, bar=bar, inputs=len(q.example))
+        found = self.metric.judge(q, self.batches, bar=bar, inputs=self.inputs)
         bound = self.metric.drop(self.float.value, found.value)
         bound += quantile(self.target.confidence) * (standard_error(self.float, found) or 0.0)
         report = q.report
@@ -268,8 +272,7 @@ class _Seen:
     def __iter__(self) -> Any:
         seen = 0
         for batch in self._batches:
-            first = batch[0] if isinstance(batch, (tuple, list)) else batch
-            seen += len(first) if hasattr(first, "__len__") else 1
+            seen += samples_of(batch)
             self.images = max(self.images, seen)
             yield batch
 

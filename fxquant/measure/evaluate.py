@@ -21,6 +21,7 @@ from fxquant.metrics import (
     check_batch,
     labelled_logits,
     logits_of,
+    samples_of,
 )
 
 __all__ = ["Change", "Evaluation", "collect_logits", "evaluate"]
@@ -229,8 +230,7 @@ class _Counted:
         self.images = 0
         for batch in self._batches:
             check_batch(batch)
-            first = batch if isinstance(batch, Tensor) else batch[0]
-            self.images += len(first) if isinstance(first, Tensor) and first.dim() else 1
+            self.images += samples_of(batch)
             yield batch
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fxquant.arguments import checked_class
 from fxquant.errors import DataError, FxquantError, InputError, ModelError
 from fxquant.measure.paired import Judged
-from fxquant.metrics import check_batch, labels_of, outputs_of
+from fxquant.metrics import check_batch, labels_of, outputs_of, samples_of
 
 __all__ = ["TOP1", "Metric", "as_metric"]
 
@@ -104,7 +104,7 @@ class Metric:
             targets = tuple(batch[inputs:])
         with torch.no_grad():
             found = self._called(outputs_of(model, *batch[:inputs]), targets)
-        size = len(batch[0]) if isinstance(batch[0], Tensor) and batch[0].dim() else 1
+        size = samples_of(batch)
         if isinstance(found, Tensor) and found.dim() == 1 and len(found) == size:
             values = found.detach().double().cpu()
             self._number(values.sum())

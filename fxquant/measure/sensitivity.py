@@ -199,7 +199,7 @@ def measure(
             "a loaded artefact holds no float network to measure: give the float model instead"
         )
     graph = Widths(model, widths, activations=activations)
-    inputs = CalibrationSet(data, model=model.stages["fused"], images=images)
+    inputs = CalibrationSet(data, model=model.stages["fused"], images=images, names=model.names)
     if graph.choices:
         graph.calibrate(inputs, progress=progress)
     sums: dict[tuple[str, What, int], _Sums] = {}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.data.batches import ImageBatches
-from fxquant.errors import CalibrationError
-from fxquant.frontend.inputs import bind
+from fxquant.errors import CalibrationError, InputError
+from fxquant.frontend.inputs import bind, bind_by
+from fxquant.frontend.structure import Names, is_container, names_of
 
 __all__ = ["CalibrationSet"]
 
@@ -26,14 +27,21 @@ class CalibrationSet:
     parameters. One-shot iterators are read once, or kept in memory where `sweeps` says that they
     are read again; `first` peeks at the first batch without losing it, `names` are the parameters
     that a batch feeds, `seen` is how many samples were read at most, and `preprocessing` what
-    images of a folder went through.
+    images of a folder went through. Inputs that are containers of tensors are taken apart, as
+    `names` says or as the first batch has them.
 
     Raises CalibrationError for empty data, for batches that are no tensors, and where what is
     behind the needed inputs may be a label or an optional input.
     """
 
     def __init__(
-        self, source: Any, *, model: nn.Module, images: int | None = None, sweeps: int = 1
+        self,
+        source: Any,
+        *,
+        model: nn.Module,
+        images: int | None = None,
+        sweeps: int = 1,
+        names: Names | None = None,
     ) -> None:
         if isinstance(source, (Mapping, str, bytes)):
             raise CalibrationError(
@@ -52,7 +60,7 @@ class CalibrationSet:
         self.preprocessing = source.preprocessing if isinstance(source, ImageBatches) else None
         self.seen = 0
         self._bound = False
-        self.names: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = names or ()
         self._images = images
         if sweeps > 1 and iter(source) is source:
             source, self._bound = list(self._batches(iter(source))), True
@@ -117,27 +125,50 @@ class CalibrationSet:
             return tuple(item)
         if self._labels_behind:
             item = item[0]
-        fed = bind(self._model, item, f"calibration batch {index}")
+        where = f"calibration batch {index}"
+        if isinstance(self.names, Names):
+            return self._taken_apart(bind_by(self.names, item, where), where)
+        fed = bind(self._model, item, where)
+        if any(is_container(value) for value in fed.values()):
+            self.names = self.names or _names(fed, where)
+            if isinstance(self.names, Names):
+                return self._taken_apart(fed, where)
         if self.names and tuple(fed) != self.names:
             raise CalibrationError(
                 f"calibration batch {index} feeds {', '.join(fed)}, those before it fed "
                 f"{', '.join(self.names)}"
             )
         self.names = tuple(fed)
-        batch = tuple(fed.values())
-        for position, value in enumerate(batch):
-            if not isinstance(value, Tensor):
-                raise CalibrationError(
-                    f"calibration batch {index}, input {position} is a {type(value).__name__}, "
-                    "not a tensor"
-                )
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise CalibrationError(
-                    f"calibration batch {index}, input {position} holds {bad} values that are "
-                    "NaN or infinite: look at the preprocessing"
-                )
-        return batch
+        return _checked(tuple(fed.values()), where)
+
+    def _taken_apart(self, fed: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        assert isinstance(self.names, Names)
+        try:
+            return _checked(tuple(self.names.flat(fed)), where)
+        except InputError as error:
+            raise CalibrationError(f"{where}: {error}") from error
+
+
+def _names(fed: Mapping[str, Any], where: str) -> Names:
+    try:
+        return names_of(fed)
+    except InputError as error:
+        raise CalibrationError(f"{where}: {error}") from error
+
+
+def _checked(batch: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    for position, value in enumerate(batch):
+        if not isinstance(value, Tensor):
+            raise CalibrationError(
+                f"{where}, input {position} is a {type(value).__name__}, not a tensor"
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise CalibrationError(
+                f"{where}, input {position} holds {bad} values that are NaN or infinite: look at "
+                "the preprocessing"
+            )
+    return batch
 
 
 def _head(value: Any, count: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -156,13 +157,16 @@ def _double(value: Any) -> Any:
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tuples, lists and dicts, each with its path."""
+    """The leaves of nested tuples, lists, dicts and dataclasses, each with its path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flatten(item, f"{path}[{key!r}]")
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from flatten(item, f"{path}[{index}]")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from flatten(getattr(value, each.name), f"{path}.{each.name}")
     else:
         yield path, value
 
