@@ -41,7 +41,7 @@ from fxquant.export.onnx.runtimes import Run, onnxruntime_run, openvino_run
 from fxquant.export.onnx.shapes import find_shapes
 from fxquant.export.onnx.validate import check_integers, has_openvino, record
 from fxquant.measure.benchmark import benchmark
-from fxquant.measure.evaluate import evaluate
+from fxquant.measure.evaluate import collect_logits, evaluate
 from fxquant.measure.peers import quantize_static
 from fxquant.metrics import Accuracy
 
@@ -180,9 +180,10 @@ def prepare(name: str, images: int | None) -> None:
     for recipe in LABELS[1:]:
         print(compiled(network, recipe)[1].export_onnx(paths[recipe]), flush=True)
     accuracy = {}
+    batches = network.validation_batches(images, 1)
+    logits = collect_logits(model, batches)
     for label, path in paths.items():
-        batches = network.validation_batches(images, 1)
-        accuracy[label] = evaluate(OnnxNetwork(path), batches, reference=model).to_json()
+        accuracy[label] = evaluate(OnnxNetwork(path), batches, reference=logits).to_json()
     about = {
         "commit": results.commit(),
         "accuracy": accuracy,
