@@ -145,7 +145,9 @@ def _average_pool(w: Writer, node: fx.Node) -> ir.Value:
     ones = [1] * len(kernel)
     pads = window_pads(sizes[2:], w.sizes(node)[2:], kernel, stride, padding, ones)
     include = argument(node, 5, "count_include_pad", default=True)
-    if include and pads != padding * 2:
+    if include and any(
+        behind > pad for behind, pad in zip(pads[-len(padding) :], padding, strict=True)
+    ):
         raise w.refusal("its last window sticks out of the padding")
     return w.op(
         "AveragePool",

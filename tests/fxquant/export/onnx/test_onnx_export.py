@@ -241,3 +241,26 @@ def test_what_float_functions_make_cannot_be_exact(tmp_path: Path) -> None:
     q.export_onnx(tmp_path / "m.onnx", exact=True)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), q(x))
+
+
+class Halved(nn.Module):
+    """Windows of 3 in steps of 2 leave the last padding of an even size unread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(self.conv(x), 3, 2, 1)
+
+
+def test_a_float_average_whose_last_padding_no_window_reads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 10, 10)
+    recipe = fxquant.Recipe.named("w8a32")
+    q = fxquant.compile(Halved().eval(), recipe, calibration=[x], target="reference")
+    q.export_onnx(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    # A sum of 27 float32 products of values below 4, in another order.
+    assert torch.allclose(found, q(x), rtol=0, atol=27 * 2**-24 * 16)
