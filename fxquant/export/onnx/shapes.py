@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxquant.errors import TargetError
 
-__all__ = ["BATCH", "Shape", "Shapes", "find_shapes", "has_tensors", "without_plain_values"]
+__all__ = [
+    "BATCH",
+    "Shape",
+    "Shapes",
+    "find_shapes",
+    "has_tensors",
+    "leaves",
+    "without_plain_values",
+]
 
 BATCH = "batch"
 _BATCHES = (2, 3)
@@ -115,6 +123,15 @@ def has_tensors(value: Any) -> bool:
     return isinstance(value, Shape) or (
         isinstance(value, tuple) and any(has_tensors(part) for part in value)
     )
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What nested tuples hold; a `Shape` is one."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
 
 
 def _resized(x: Tensor, batch: int) -> Tensor:

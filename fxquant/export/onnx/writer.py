@@ -13,10 +13,9 @@ from torch import Tensor, fx
 
 from fxquant.errors import TargetError
 from fxquant.export.onnx.options import OnnxOptions
-from fxquant.export.onnx.shapes import Shape, Shapes
+from fxquant.export.onnx.shapes import Shape, Shapes, leaves
 from fxquant.kernels.calls import operator_arguments
 from passes.infra.base import module_path
-from passes.infra.verify import flatten
 
 __all__ = ["MICROSOFT", "OPSET", "TYPES", "Writer"]
 
@@ -228,8 +227,8 @@ class Writer:
         """The value of `node`, or each of its tuple, is an output of the network."""
         found = self.values.get(node)
         values = found if isinstance(found, tuple) else self.value(node)
-        shapes = flatten(self.shapes.values[node.name])
-        for (_, value), (_, shape) in zip(flatten(values), shapes, strict=True):
+        shapes = leaves(self.shapes.values[node.name])
+        for value, shape in zip(leaves(values), shapes, strict=True):
             taken = any(value is other for other in self.graph.outputs)
             given = self.op("Identity", value) if value.producer() is None or taken else value
             self.graph.outputs.append(self._typed(given, shape))
