@@ -186,6 +186,16 @@ def peers() -> str:
     return markdown(("", *(NAMES[name] for name in NETWORKS), "geometric mean"), rows)
 
 
+def without_vnni() -> str:
+    """Target native over float torch, both held to AVX2."""
+    rows = newest("without-vnni-batch1-threads2")["networks"]
+    measured = {row["network"]: row["times_faster_than_float"] for row in rows}
+    cells = [f"{measured[name]:.2f}" if name in measured else "" for name in NETWORKS]
+    mean = f"{geometric_mean(measured.values()):.2f}"
+    headers = ("", *(NAMES[name] for name in NETWORKS), "geometric mean")
+    return markdown(headers, [["times faster than float", *cells, mean]])
+
+
 def vit_latency() -> str:
     """ViT-B/16 on x86 beside PT2E and eager float."""
     timings = newest("vit-latency")["vit_b_16"]["timings"]
@@ -299,6 +309,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "transformers": transformers,
     "latency": latency,
     "peers": peers,
+    "without_vnni": without_vnni,
     "vit_latency": vit_latency,
     "deployed": deployed,
     "coverage": coverage,
