@@ -422,14 +422,68 @@ struct Context {
             });
             return 0;
         }
-        if (profile) nanoseconds.assign(header.step_count, 0);
+        if (profile) {
+            run_profiled(threads);
+            return 0;
+        }
+        if (threads == 1) {
+            for (uint64_t i = 0; i < header.step_count; ++i) lanes[0]->step(*model, i, 0, 1);
+            return 0;
+        }
+        if (phases.empty()) divide();
+        shares.start(units, threads);
+        with_threads(threads, [&](int thread, Team& team) {
+            int first = 0;
+            for (uint32_t phase = 0; phase < phases.size(); ++phase) {
+                const Phase& steps = phases[phase];
+                shares.work(phase, first, units[phase], thread, [&](int unit, int owner) {
+                    run_unit(steps, unit - first, owner, team.size());
+                });
+                first += units[phase];
+            }
+        });
+        return 0;
+    }
+
+    // Steps between two barriers: those of one thread, in their order, and those of all.
+    struct Phase {
+        std::vector<uint64_t> serial, parallel;
+    };
+    std::vector<Phase> phases;
+    std::vector<int> units;
+    Phases shares;
+
+    void divide() {
+        const Header& header = *model->header;
+        for (uint64_t i = 0; i < header.step_count; ++i) {
+            const uint32_t flags = model->steps()[i].flags;
+            if (phases.empty() || flags & BARRIER) phases.emplace_back();
+            (flags & SERIAL ? phases.back().serial : phases.back().parallel).push_back(i);
+        }
+        for (const Phase& phase : phases)
+            units.push_back(static_cast<int>(phase.parallel.size()) + !phase.serial.empty());
+    }
+
+    // The share of thread `owner` in a step; the last unit is that of the serial steps.
+    void run_unit(const Phase& phase, int unit, int owner, int threads) {
+        if (unit < static_cast<int>(phase.parallel.size()))
+            lanes[0]->step(*model, phase.parallel[unit], owner, threads);
+        else if (owner == 0)
+            for (uint64_t i : phase.serial) lanes[0]->step(*model, i, 0, 1);
+    }
+
+    // Each step with all threads, from barrier to barrier, so that its time is its own.
+    void run_profiled(int threads) {
+        const Header& header = *model->header;
+        nanoseconds.assign(header.step_count, 0);
         with_threads(threads, [&](int thread, Team& team) {
             Lane& lane = *lanes[0];
             auto before = std::chrono::steady_clock::now();
-            for (uint64_t i = 0; i < header.step_count; ++i) {
-                const uint32_t flags = model->steps()[i].flags;
+            for (uint64_t i = 0; i <= header.step_count; ++i) {
+                const bool more = i < header.step_count;
+                const uint32_t flags = more ? model->steps()[i].flags : 0;
                 if (flags & BARRIER) team.wait();
-                if (profile && !thread && i) {
+                if (!thread && i) {
                     const auto now = std::chrono::steady_clock::now();
                     nanoseconds[i - 1] =
                         std::chrono::duration_cast<std::chrono::nanoseconds>(now - before).count();
@@ -437,17 +491,11 @@ struct Context {
                 }
                 if (flags & SERIAL) {
                     if (!thread) lane.step(*model, i, 0, 1);
-                } else {
+                } else if (more) {
                     lane.step(*model, i, thread, team.size());
                 }
             }
-            if (profile && !thread && header.step_count)
-                nanoseconds[header.step_count - 1] =
-                    std::chrono::duration_cast<std::chrono::nanoseconds>(
-                        std::chrono::steady_clock::now() - before)
-                        .count();
         });
-        return 0;
     }
 
     bool takes_singly(const Lane& lane) const { return lane.batch > 1 && model->header->split > 0; }

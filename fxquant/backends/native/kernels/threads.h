@@ -65,7 +65,8 @@ class Signal {
 // The caller and size - 1 threads of its own.
 class Team {
   public:
-    explicit Team(int size) : size_(size), process_(getpid()) {
+    explicit Team(int size) : size_(size), process_(getpid()), open_(new std::atomic<bool>[size]) {
+        for (int thread = 0; thread < size; ++thread) open_[thread] = false;
         try {
             for (int thread = 1; thread < size; ++thread)
                 threads_.emplace_back([this, thread] { serve(thread); });
@@ -86,14 +87,25 @@ class Team {
         threads_.clear();
     }
 
+    // Calls work(thread, team) for every thread. What a thread of the team has not begun when the
+    // caller is done with its own, the caller does as well: beside a busy neighbour it may take
+    // milliseconds to wake up.
     template <class F>
     void run(F& work) {
         if (size_ == 1) return work(0, *this);
         call_ = [](void* f, int thread, Team& team) { (*static_cast<F*>(f))(thread, team); };
         work_ = &work;
+        uint32_t left = left_.value();
+        for (int thread = 1; thread < size_; ++thread) open_[thread].store(true);
         start_.raise();
         work(0, *this);
-        wait();
+        for (int thread = 1; thread < size_; ++thread) {
+            if (open_[thread].exchange(false))
+                work(thread, *this);
+            else
+                ++left;
+        }
+        for (uint32_t now; (now = left_.value()) != left;) left_.wait_until_not(now, 20);
     }
 
     // A barrier of all threads of the team.
@@ -119,10 +131,11 @@ class Team {
         uint32_t seen = 0;
         for (;;) {
             start_.wait_until_not(seen, 50);
-            ++seen;
+            seen = start_.value();
             if (stopping_) return;
+            if (!open_[thread].exchange(false)) continue;  // too late: the caller has done it
             call_(work_, thread, *this);
-            wait();
+            left_.raise();
         }
     }
 
@@ -133,8 +146,62 @@ class Team {
     void* work_ = nullptr;
     std::atomic<bool> stopping_{false};
     std::atomic<int> arrived_{0};
+    std::unique_ptr<std::atomic<bool>[]> open_;  // whether a thread may still begin this call
     Signal start_;
     Signal step_;
+    Signal left_;
+};
+
+// Units of work in phases: those of a phase are independent, and need all before it. Each unit has
+// a thread that begins it if it comes in time; whoever has nothing left of its own takes others'.
+class Phases {
+  public:
+    // `units`: how many there are for one thread in each phase.
+    void start(const std::vector<int>& units, int threads) {
+        int width = 0;
+        for (int count : units) width += count;
+        width = (width + 63) / 64 * 64;  // threads write to lines of their own
+        if (width * threads > room_) {
+            room_ = width * threads;
+            taken_.reset(new std::atomic<uint8_t>[room_]);
+        }
+        for (int i = 0; i < width * threads; ++i) taken_[i].store(0, std::memory_order_relaxed);
+        width_ = width;
+        threads_ = threads;
+        done_.store(0, std::memory_order_relaxed);
+        base_ = complete_.value();
+    }
+
+    // Calls run(unit, owner) for what this thread gets of a phase of `count` units a thread; `first`
+    // counts the units of the phases before it.
+    template <class F>
+    void work(uint32_t phase, int first, int count, int thread, const F& run) {
+        for (uint32_t now; (now = complete_.value()) - base_ < phase;)
+            complete_.wait_until_not(now, 20);
+        int finished = 0;
+        for (int i = 0; i < threads_; ++i) {
+            const int owner = (thread + i) % threads_;
+            for (int unit = first; unit < first + count; ++unit) {
+                std::atomic<uint8_t>& taken = taken_[owner * width_ + unit];
+                if (i && taken.load(std::memory_order_relaxed)) continue;
+                if (taken.exchange(1, std::memory_order_relaxed)) continue;
+                run(unit, owner);
+                ++finished;
+            }
+        }
+        const int all = (first + count) * threads_;
+        if (finished && done_.fetch_add(finished, std::memory_order_acq_rel) + finished == all)
+            complete_.raise();
+    }
+
+  private:
+    std::unique_ptr<std::atomic<uint8_t>[]> taken_;  // [threads][units]
+    int room_ = 0;
+    int width_ = 0;
+    int threads_ = 0;
+    std::atomic<int> done_{0};
+    Signal complete_;  // how many phases are
+    uint32_t base_ = 0;
 };
 
 // Teams that nobody uses at the moment: callers of several threads have one each.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.backends.native.build import compiler
+from fxquant.backends.native.params import KERNELS_FOLDER
 from fxquant.backends.native.schedule import split_batch
 from fxquant.compiled import CompiledModel
 from fxquant.errors import TargetError
@@ -115,3 +119,41 @@ def test_a_thread_with_several_samples_gives_the_reference_s_integers(
     monkeypatch.setenv("FXQUANT_NUM_THREADS", "2")
     for batch in (4, 5, 2, 3):
         assert torch.equal(q(x[:batch]), expected[:batch])
+
+
+SHARES = """
+#include "threads.h"
+#include <cstdio>
+
+int main() {
+    fxquant::Phases shares;
+    for (int call = 0; call < 2; ++call) {
+        shares.start({2, 1}, 2);
+        for (int thread : {0, 1}) {
+            const auto run = [&](int unit, int owner) {
+                std::printf("%d/%d by %d, ", unit, owner, thread);
+            };
+            shares.work(0, 0, 2, thread, run);
+            shares.work(1, 2, 1, thread, run);
+        }
+        std::printf("\\n");
+    }
+    int64_t sums[3] = {};
+    for (int call = 0; call < 10000; ++call)
+        fxquant::with_threads(3, [&](int thread, fxquant::Team&) { sums[thread] += thread + 1; });
+    std::printf("%ld %ld %ld\\n", (long)sums[0], (long)sums[1], (long)sums[2]);
+}
+"""
+
+
+def test_what_a_thread_has_not_begun_is_done_by_another_and_once(tmp_path: Path) -> None:
+    """Thread 1 comes when all is done: unit/owner of two phases went to thread 0, its own first."""
+    (tmp_path / "shares.cpp").write_text(SHARES)
+    program = tmp_path / "shares"
+    found = compiler()
+    assert found is not None
+    command = [found, "-std=c++17", "-O1", "-pthread", f"-I{KERNELS_FOLDER}"]
+    subprocess.run([*command, str(tmp_path / "shares.cpp"), "-o", str(program)], check=True)
+    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60)
+    order = "0/0 by 0, 1/0 by 0, 0/1 by 0, 1/1 by 0, 2/0 by 0, 2/1 by 0, "
+    assert done.stdout.splitlines() == [order, order, "10000 20000 30000"]
