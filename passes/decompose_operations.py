@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from passes.canonicalize import Canonicalize
 from passes.fold_constants import FoldConstants
 from passes.infra.base import Decline, Pass, PassResult, shape_of, tensor_info
 from passes.infra.expansion import Expansion
+from passes.infra.meta import copy_meta
 from passes.infra.rewrite import Rewriter
-from passes.infra.stored import call_sites, constant_value, is_plain, module_of
+from passes.infra.stored import call_sites, constant_value, free_path, is_plain, module_of
 from passes.layers.replace import make_linear, without_padding
 from passes.split_shared_modules import SplitSharedModules
 
@@ -29,6 +30,10 @@ _ADAPTIVE: dict[Any, Any] = {
 }
 
 
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""By the number of dimensions."""
+
+
 class DecomposeOperations(Pass):
     """Write out what has no integer form as a whole, and has one in parts.
 
@@ -37,11 +42,12 @@ class DecomposeOperations(Pass):
         y = glu(x, dim=1)                        a, b = chunk(x, 2, dim=1); y = mul(a, sigmoid(b))
         y = addmm(b, x, w)                       y = linear(x)      (where w and b are stored)
         y = prelu(x)    (one slope)              y = leaky_relu(x, negative_slope=0.25)
+        y = prelu(x)    (one a channel)          y = add(relu(x), bn(clamp(x, max=0)))
         y = conv(x)     (padding by reflection)  p = pad(x, mode="reflect"); y = conv(p)
         y = adaptive_max_pool2d(x, 7)            y = max_pool2d(x, …)   (windows of one size)
 
-    Declines a difference to the mean, a PReLU with a slope for each channel, a product added with
-    factors, and windows of several sizes.
+    The batch norm of a PReLU multiplies each channel by its slope, and adds nothing. Declines a
+    difference to the mean, a product added with factors, and windows of several sizes.
     """
 
     exact = True
@@ -125,9 +131,27 @@ def _addmm(rewriter: Rewriter, node: fx.Node) -> str | None:
 def _prelu(rewriter: Rewriter, node: fx.Node) -> str | None:
     module: Any = module_of(node)
     if module.weight.numel() > 1:
-        return "it has a slope for each channel"
+        return _prelu_by_channel(rewriter, node, module.weight.detach())
     options = {"negative_slope": float(module.weight.detach()), "inplace": False}
     rewriter.replace_call(node, F.leaky_relu, node.args[:1], options)
+    return None
+
+
+def _prelu_by_channel(rewriter: Rewriter, node: fx.Node, slopes: Tensor) -> str | None:
+    shape = shape_of(node.args[0])
+    kind = None if shape is None else _BATCH_NORMS.get(len(shape))
+    if kind is None:
+        return "the shape of its input is not known"
+    norm = kind(len(slopes), eps=0.0).eval()
+    norm.weight = nn.Parameter(slopes.clone())
+    expansion = Expansion(rewriter, node)
+    above = expansion.call(F.relu, node.args[0], inplace=False)
+    below = expansion.call(torch.clamp, node.args[0], min=None, max=0)
+    path = free_path(rewriter.graph_module, f"{node.target}_slopes")
+    with rewriter.before(node):
+        below = rewriter.call_module(path, norm, (below,), like=node, same_value=False)
+    copy_meta(node, below, "shape")
+    expansion.finish(expansion.call(torch.add, above, below), keep_name=True)
     return None
 
 

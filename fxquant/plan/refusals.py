@@ -119,7 +119,7 @@ def difference(node: fx.Node, module: Any) -> str:
 
 
 def slopes(node: fx.Node, module: Any) -> str:
-    return f"a PReLU with a slope for each channel has no integer form: {_PASSES}"
+    return f"a PReLU with a slope a channel has an integer form in 2 to 5 dimensions: {_PASSES}"
 
 
 def statistics(node: fx.Node, module: Any) -> str:

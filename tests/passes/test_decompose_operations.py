@@ -59,8 +59,13 @@ def test_writes_operations_by_their_parts(forward: Any, operations: dict[str, in
 def test_a_prelu_of_one_slope_is_a_leaky_relu() -> None:
     layers = {"act": nn.PReLU(init=0.1)}
     assert decomposed(lambda s, x: s.act(x), **layers).operations == {"leaky_relu": 1}
-    found = decomposed(lambda s, x: s.act(x), act=nn.PReLU(4))
-    assert found.reasons == ("it has a slope for each channel",)
+
+
+def test_a_prelu_with_a_slope_a_channel_scales_what_is_below_zero() -> None:
+    act = nn.PReLU(4)
+    act.weight = nn.Parameter(torch.tensor([0.1, 0.5, -0.2, 1.5]))
+    found = decomposed(lambda s, x: s.act(x), act=act)
+    assert found.operations == {"relu": 1, "clamp": 1, "batchnorm2d": 1, "add": 1}
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])

@@ -54,8 +54,9 @@ def test_runs_on_integers(between: Callable[..., Tensor]) -> None:
     assert [row for row in q.report.coverage if row.runs_in != "int8"] == []
 
 
-def test_a_prelu_of_one_slope_runs_on_integers() -> None:
-    q = compiled(lambda s, x: s.act(x), act=nn.PReLU())
+@pytest.mark.parametrize("slopes", [1, 8])
+def test_a_prelu_runs_on_integers(slopes: int) -> None:
+    q = compiled(lambda s, x: s.act(x), act=nn.PReLU(slopes))
     assert {row.runs_in for row in q.report.coverage} == {"int8"}
 
 
@@ -69,7 +70,6 @@ def test_a_convolution_that_pads_by_what_is_there_runs_on_integers(mode: str) ->
 @pytest.mark.parametrize(
     ("part", "cause"),
     [
-        (nn.PReLU(8), "a PReLU with a slope for each channel"),
         (nn.GroupNorm(2, 8), "GroupNorm normalizes by statistics of its input"),
         (nn.InstanceNorm2d(8, affine=True), "InstanceNorm2d normalizes by statistics"),
         (nn.Upsample(scale_factor=2, mode="bilinear"), "bilinear interpolation"),
