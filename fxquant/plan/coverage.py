@@ -56,7 +56,7 @@ def coverage(fused: fx.GraphModule, plan: Plan, probe: Sequence[Any]) -> tuple[C
         reason = plan.reasons.get(node.name, "")
         runs_in = "float"
         if node.name in plan.dynamic:
-            runs_in = "dynamic int8"
+            runs_in, reason = "dynamic int8", ""
         elif not reason:
             operands = [bits[source.name] for source in node.all_input_nodes if source.name in bits]
             runs_in = "int16" if max([8, *operands]) > 8 else "int8"

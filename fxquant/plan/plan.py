@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.errors import CompileError
-from fxquant.plan.dynamic import check_dynamic, dynamic_refusal
+from fxquant.plan.dynamic import check_dynamic, dynamic_refusal, recurrent_of
 from fxquant.plan.integers_only import between_integers, refuse_floats
 from fxquant.plan.node_recipe import NodeRecipe
 from fxquant.plan.nonlinear import IntegerForm, form_of
@@ -83,6 +83,7 @@ class _Planner:
         self.recipe = recipe
         self.nodes = list(graph_module.graph.nodes)
         self.decided = Decisions()
+        self.dynamic: set[str] = set()
         self.stream = ResidualStream(graph_module)
         self.ask = NodeRecipe(graph_module, recipe)
         self.values = ValuePlanner(self.ask, self.decided, self.stream)
@@ -104,6 +105,7 @@ class _Planner:
             reasons={node.name: reason for node, reason in self.decided.reasons.items()},
             values=sites,
             weights={node.name: spec for node, spec in self.decided.weights.items()},
+            dynamic=frozenset(self.dynamic),
             forms={node.name: form for node, form in self.decided.forms.items()},
             requantization=self.recipe.requantization,
         )
@@ -153,7 +155,7 @@ class _Planner:
                 continue
             self.decided.kinds[node] = operation.kind
             if operation.kind is Kind.FLOAT:
-                self.decided.reasons[node] = operation.reason
+                self.decided.reasons[node] = self._decide_recurrent(node, started, operation.reason)
             elif operation.alone and self.recipe.requantization == "dyadic":
                 self.decided.reasons[node] = operation.alone
             elif foreign := self._foreign_type(node):
@@ -172,6 +174,26 @@ class _Planner:
                 floats = [s for s in data_operands(node) if not self._may_be_integer(s, node)]
                 if floats:
                     self.decided.reasons[node] = f"its operand {floats[0].name} is float"
+
+    def _decide_recurrent(self, node: fx.Node, started: bool, reason: str) -> str:
+        """Why an operation of no integer form is float to its neighbours.
+
+        A recurrent layer may quantize what it reads for itself.
+        """
+        if self.recipe.recurrent == "float" or recurrent_of(node, self.root) is None:
+            return reason
+        if not started:
+            return f"quantization starts at {self.recipe.start_at!r}"
+        if self.ask.keeps_float(node) or (weight := self.ask.weight(node)) is None:
+            return "the recipe keeps it in float"
+        if weight.scheme != "symmetric":
+            return 'a layer with inputs of run time takes weights.scheme = "symmetric"'
+        if refusal := dynamic_refusal(node, self.root):
+            return refusal
+        check_dynamic(self.recipe, weight)
+        self.decided.weights[node] = weight
+        self.dynamic.add(node.name)
+        return "it reads and gives float"
 
     def _may_be_integer(self, source: fx.Node, node: fx.Node) -> bool:
         """Whether an operation that only adds or moves can have integers of its operand."""

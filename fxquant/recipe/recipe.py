@@ -81,6 +81,11 @@ class Recipe(Table):
     dynamic: bool = key(
         False, "quantize the inputs of linear and recurrent layers at run time, nothing else."
     )
+    recurrent: Literal["float", "dynamic"] = key(
+        "float",
+        "what LSTMs and GRUs of a static recipe are: dynamic, which quantizes what they read at "
+        "run time, as `dynamic` does.",
+    )
     input_bits: Literal[8, 16, "float"] = key(8, "of the model's inputs.")
     weights: WeightRecipe = key(WeightRecipe, "see `WeightRecipe`.")
     activations: ActivationRecipe = key(ActivationRecipe, "see `ActivationRecipe`.")

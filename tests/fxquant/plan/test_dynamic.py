@@ -282,3 +282,62 @@ def test_weight_quantizers_are_put_on_once() -> None:
     quantize = QuantizeRecurrentWeights(quantizers)
     assert quantize.run(model).modified
     assert not quantize.run(model).modified
+
+
+class ConvolutionsAndLstm(nn.Module):
+    """Features along the width of an image, a recurrent layer over them, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.lstm = nn.LSTM(32, 16, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv(x).relu().permute(0, 3, 1, 2).flatten(2)
+        sequence, _ = self.lstm(features)
+        logits: Tensor = self.head(sequence)
+        return logits
+
+
+def test_a_static_recipe_may_have_a_dynamic_lstm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = ConvolutionsAndLstm().eval(), torch.randn(4, 3, 4, 6)
+    mixed = Recipe.named("w8a8").replace({"recurrent": "dynamic"})
+    q = fxquant.compile(model, mixed, calibration=x, target="reference")
+    operators = [
+        node.target.name()
+        for node in q.stages["integer"].graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+    ]
+    assert [name.removeprefix("fxquant::") for name in operators] == [
+        "quantize", "conv", "lstm_dynamic", "quantize", "linear",
+    ]  # fmt: skip
+    assert q.report.int8_share == 1
+    assert {row.runs_in for row in q.report.coverage if row.macs} == {"int8", "dynamic int8"}
+    q.save(tmp_path / "m.fxq")
+    assert torch.equal(fxquant.load(tmp_path / "m.fxq", "reference")(x), q(x))
+
+
+def test_weights_with_zero_points_keep_the_lstm_of_a_static_recipe_float() -> None:
+    model, x = ConvolutionsAndLstm().eval(), torch.randn(4, 3, 4, 6)
+    mixed = Recipe.named("w8a8").replace(
+        {
+            "recurrent": "dynamic",
+            "overrides": [{"modules": "lstm", "weights": {"bits": 4, "scheme": "affine"}}],
+        }
+    )
+    q = fxquant.compile(model, mixed, calibration=x, target="reference")
+    reasons = {row.path: row.reason for row in q.report.coverage}
+    assert "symmetric" in reasons["lstm"]
+
+
+@pytest.mark.parametrize("target", list(fxquant.available_targets()))
+def test_static_convolutions_and_a_dynamic_lstm_run_on_every_target(target: str) -> None:
+    torch.manual_seed(0)
+    model, x = ConvolutionsAndLstm().eval(), torch.randn(4, 3, 4, 6)
+    mixed = Recipe.named("w8a8").replace({"recurrent": "dynamic"})
+    q = fxquant.compile(model, mixed, calibration=x, target=target)
+    expected = model(x).detach()
+    # Eight bits have 6 dB each; what is behind three such layers has lost less than four bits.
+    assert (q(x) - expected).norm() < 0.06 * expected.norm()
