@@ -8,7 +8,8 @@ post-training quantization) and ONNX Runtime (QDQ, u8 × s8, per channel), see
 ``--isa avx512vnni`` holds our kernels, and the peers that listen to oneDNN's variable, below AMX.
 
 ``--write``: a network's row is in benchmarks/results/ as soon as it is measured, with its commit.
-What this commit has measured there is not measured again: a long table may be made in pieces.
+What this commit has measured there is measured ``--again`` only, so that a long table may be made
+in pieces.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--isa", choices=list(ONEDNN_ISA), help="no instruction set above this one")
     parser.add_argument("--float", action="store_true", help="eager float beside them")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     if arguments.isa:
         os.environ["FXQUANT_ISA"] = arguments.isa
@@ -115,7 +117,7 @@ def main() -> None:
     rows = rows_of_file(kind) if arguments.write else {}
     commit = results.commit()
     for name in arguments.names or NETWORKS:
-        if rows.get(name, {}).get("commit") == commit:
+        if rows.get(name, {}).get("commit") == commit and not arguments.again:
             continue
         rows[name] = {**measure(name, arguments), "commit": commit}
         print(table([rows[name]]), flush=True)

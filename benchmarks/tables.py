@@ -57,6 +57,7 @@ NAMES = {
 
 PEERS = {
     "AMX for all": "batch1-threads2",
+    "AMX, one thread": "batch1-threads1",
     "held to AVX-512 VNNI": "batch1-threads2-avx512vnni",
 }
 """The result files of `benchmarks.peers`, by what is measured."""
