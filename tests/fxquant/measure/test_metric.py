@@ -1,6 +1,9 @@
 """Metrics of a user's own: of a whole model or of a batch, larger or smaller is better."""
 
+import ast
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +162,14 @@ def test_what_is_wrong_with_a_metric_is_said(
 def test_a_model_in_training_mode_is_not_measured() -> None:
     with pytest.raises(ModelError, match=r"call model.eval\(\)"):
         fxquant.Metric(landmark_error)(nn.Identity().train(), TWO_BATCHES)
+
+
+def test_the_docs_have_the_functions_of_this_file() -> None:
+    page = (Path(fxquant.__file__).parents[1] / "docs" / "accuracy_targets.md").read_text()
+    blocks = re.findall(r"```python\n(def .*?)```", page, re.DOTALL)
+    here = ast.parse(Path(__file__).read_text()).body
+    tested = {f.name: ast.dump(f) for f in here if isinstance(f, ast.FunctionDef)}
+    shown = [f for block in blocks for f in ast.parse(block).body if isinstance(f, ast.FunctionDef)]
+    assert [f.name for f in shown] == ["landmark_error", "mean_iou", "mean_average_precision"]
+    for function in shown:
+        assert ast.dump(function) == tested[function.name]
