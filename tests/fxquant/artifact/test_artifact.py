@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant.artifact.float_modules import build_module
 from fxquant.artifact.graph_json import GraphFormatError, _names, decode_graph, encode_graph
-from fxquant.errors import ArtifactError
+from fxquant.errors import ArtifactError, InputError
 from tests.fxquant.small_networks import compiled, conv_net, images, module
 
 RECIPES = ("w8a8", "w8a8_x86", "w8a32", "w4a32", "w4a8", "w4a4_head_stem8")
@@ -59,6 +59,12 @@ def test_a_loaded_model_is_saved_as_the_same_file(tmp_path: Path) -> None:
     fxquant.load(tmp_path / "a.fxq").save(tmp_path / "b.fxq")
     first, second = (fxquant.load(tmp_path / name) for name in ("a.fxq", "b.fxq"))
     assert torch.equal(first(images()), second(images()))
+
+
+def test_a_stage_that_no_file_holds_is_an_error_that_says_so(tmp_path: Path) -> None:
+    again = loaded(compiled(), tmp_path / "m.fxq")
+    with pytest.raises(InputError, match="no stage 'float', there are integer, x86; a loaded file"):
+        again.stages["float"]
 
 
 def test_any_batch_size_runs_after_loading(tmp_path: Path) -> None:
