@@ -306,6 +306,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "onnx_integers": onnx_integers,
     "onnx_speed": onnx_speed,
     "resnet20": resnet20,
+    "low_bits": low_bits,
     "accuracy": accuracy,
     "transformers": transformers,
     "latency": latency,
