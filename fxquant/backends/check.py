@@ -19,7 +19,10 @@ __all__ = ["OperationDifference", "TargetCheck", "check_operations", "whole_netw
 
 @dataclass(frozen=True)
 class OperationDifference:
-    """One operation given the same integers in: how its integers out differ."""
+    """One operation given the same integers in: how what it gives differs.
+
+    `largest` is in steps of its grid; of one that gives floats, in 255ths of the largest value.
+    """
 
     node: str
     operation: str
@@ -68,17 +71,17 @@ class TargetCheck:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the integer graph and keeps its integers."""
+    """Runs the integer graph and keeps its integers, and the floats that operators make of them."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
         self.extra_traceback = False
-        self.integers: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if "grid" in n.meta and isinstance(result, Tensor):
-            self.integers[n.name] = result
+        if isinstance(result, Tensor) and ("grid" in n.meta or _is_operator(n)):
+            self.values[n.name] = result
         return result
 
 
@@ -95,12 +98,12 @@ class _LockStep(fx.Interpreter):
         result = super().run_node(n)
         name = str(n.meta.get("integer", ""))
         want = self.expected.get(name)
-        if want is None or not isinstance(result, Tensor) or result.is_floating_point():
+        if want is None or not isinstance(result, Tensor):
             return result
         got = result.int_repr() if result.is_quantized else result
-        if got.shape != want.shape:
+        if got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
             return result
-        difference = (got.to(torch.int32) - want.to(torch.int32)).abs()
+        difference = _steps(got, want)
         # Several nodes may stand for one integer node (a kernel and its clamp): the last counts.
         self.found[name] = OperationDifference(
             name,
@@ -117,6 +120,23 @@ class _LockStep(fx.Interpreter):
                 _like(want, got), result.q_scale(), result.q_zero_point()
             )
         return want
+
+
+def _is_operator(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == "fxquant"
+
+
+def _steps(got: Tensor, want: Tensor) -> Tensor:
+    """How far apart they are: whole steps of integers, and of floats 255ths of the largest one.
+
+    Floats differ by their rounding in any case, which is far below one step.
+    """
+    if not want.is_floating_point():
+        return (got.to(torch.int32) - want.to(torch.int32)).abs()
+    largest = want.abs().max() if want.numel() else want.new_zeros(())
+    steps = (got - want).abs() * (255 / largest.clamp(min=1e-30))
+    return steps.round().clamp(max=2**30).to(torch.int32)
 
 
 def _like(value: Tensor, layout: Tensor) -> Tensor:
@@ -140,7 +160,7 @@ def check_operations(
                 "the integer graph as rewritten for the target yields other integers; please "
                 'report it, and compile with target="reference" meanwhile'
             )
-        lock_step = _LockStep(lowered, recorder.integers)
+        lock_step = _LockStep(lowered, recorder.values)
         lock_step.run(*inputs)
         differing, sqnr = whole_network(expected, lowered(*inputs))
     return TargetCheck(tuple(lock_step.found.values()), differing, sqnr)

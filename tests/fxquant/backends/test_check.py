@@ -28,7 +28,8 @@ def test_the_reference_is_equal_to_itself() -> None:
 def test_every_operation_has_an_entry() -> None:
     q = compiled(chain(), {"quantize_output": True})
     found = check_operations(q.stages["integer"], q.stages["x86"], (images(),))
-    names = [n.name for n in q.stages["integer"].graph.nodes if "grid" in n.meta]
+    nodes = q.stages["integer"].graph.nodes
+    names = [n.name for n in nodes if "grid" in n.meta or str(n.target).startswith("fxquant")]
     assert [entry.node for entry in found.operations] == names
     assert all(entry.values > 0 for entry in found.operations)
 
@@ -75,6 +76,24 @@ def test_a_kernel_that_is_off_is_replaced_and_reported(monkeypatch: pytest.Monke
     assert sum("steps off; the reference operator runs instead" in note for note in notes) == 2
     assert not any("no kernel for" in note and "conv" in note for note in notes)
     assert q.report.target_check["largest_difference"] <= 1
+    assert torch.equal(q(images()), q.stages["integer"](images()))
+
+
+def test_a_kernel_whose_floats_are_off_is_replaced_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm(8)).eval()
+    lower = X86.lower
+
+    def broken(self: X86, *arguments: Any) -> LoweredGraph:
+        lowered = lower(self, *arguments)
+        for node in lowered.graph_module.graph.nodes:
+            if "qconv" in str(node.target):
+                node.update_arg(1, 2 * node.args[1])  # the scale of its input
+        lowered.graph_module.recompile()
+        return lowered
+
+    monkeypatch.setattr(X86, "lower", broken)
+    q = compiled(model)
+    assert sum("the reference operator runs instead" in note for note in q.report.target_notes) == 1
     assert torch.equal(q(images()), q.stages["integer"](images()))
 
 
