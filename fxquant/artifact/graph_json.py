@@ -45,6 +45,7 @@ _OPERATORS = (
     "getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod", "pow",
     "eq", "ne", "lt", "le", "gt", "ge", "not_", "and_", "or_", "xor", "invert",
 )  # fmt: skip
+_MATH = ("ceil", "floor", "sqrt", "trunc")  # of sizes
 # Functions that no tensor is handed to, or numbers alone.
 _FACTORIES = (
     "arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros",
@@ -354,6 +355,8 @@ def _names() -> dict[Any, str]:
         names[getattr(torch, name)] = f"torch.{name}"
     for name in _OPERATORS:
         names[getattr(operator, name)] = f"operator.{name}"
+    for name in _MATH:
+        names[getattr(math, name)] = f"math.{name}"
     for op in OPERATORS:
         names[getattr(torch.ops.fxquant, op.name).default] = f"fxquant.{op.name}"
     for name, operator_of_detectors in DETECTION.items():

@@ -292,6 +292,8 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys((*_CHECKS, "sym_constrain_range_for_size"), _nothing),
     **dict.fromkeys(("lift_fresh_copy", "clone"), _call(torch.clone, "self")),
     "dropout": _call(F.dropout, "input", "p", "train"),
+    # At inference it writes nothing.
+    "dropout_": _call(F.dropout, "self", "p", "train"),
     "feature_dropout": _call(F.dropout, "input", "p", "train"),
     "gelu": lambda given, node: AtenCall(
         F.gelu, (given["self"],), {"approximate": given["approximate"]}
@@ -360,6 +362,8 @@ _RULES: dict[str, _Rule] = {
         torch.meshgrid, tuple(given["tensors"]), {"indexing": given.get("indexing", "ij")}
     ),
     "einsum": lambda given, node: AtenCall(torch.einsum, (given["equation"], *given["tensors"])),
+    "im2col": _call(F.unfold, "self", "kernel_size", "dilation", "padding", "stride"),
+    "col2im": _call(F.fold, "self", "output_size", "kernel_size", "dilation", "padding", "stride"),
     "embedding": _call(F.embedding, "indices", "weight"),
     "constant_pad_nd": _call(F.pad, "self", "pad", mode="constant"),
     "__and__": _call(torch.bitwise_and, "self", "other"),

@@ -120,6 +120,8 @@ def test_a_model_for_one_batch_size_says_so() -> None:
         (lambda x: F.softmax(x, 1) @ x, ["softmax", "matmul"]),
         (lambda x: x.amax((2, 3)), ["amax"]),
         (lambda x: F.pixel_shuffle(x, 2), ["pixel_shuffle"]),
+        (lambda x: F.fold(F.unfold(x, 2), (6, 6), 2), ["unfold", "fold"]),
+        (lambda x: F.dropout(x + 1, 0.5, training=False, inplace=True), ["add"]),
     ],
 )  # fmt: skip
 def test_aten_operators_become_the_canonical_ones(
