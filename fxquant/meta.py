@@ -68,6 +68,13 @@ NODE_KEYS: Mapping[str, MetaKey] = {
             "the check of a target against the reference, and the export",
         ),
         MetaKey(
+            "names",
+            "integers",
+            "Names: of the graph as a whole, how inputs go by name and in parts; or None",
+            "compile; loading a file",
+            "compiled models, saved files",
+        ),
+        MetaKey(
             "split_outliers",
             "pass",
             "bool: a split made this layer, which is not split again",

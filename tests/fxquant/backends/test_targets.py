@@ -129,7 +129,7 @@ def test_it_is_listed_and_named_in_errors(
     assert list(available) == ["x86", "native", "reference", "counting"]
     assert available["counting"] == available["reference"] == ""
     with pytest.raises(
-        TargetError, match="known are x86, native, reference, counting; did you mean 'cou"
+        TargetError, match="known are x86, native, reference, counting, auto; did you mean 'cou"
     ):
         compiled(target="count")
     with pytest.raises(SystemExit):
