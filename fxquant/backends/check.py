@@ -80,7 +80,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor) and ("grid" in n.meta or _is_operator(n)):
+        if isinstance(result, Tensor) and ("grid" in n.meta or _makes_floats(n, result)):
             self.values[n.name] = result
         return result
 
@@ -122,9 +122,15 @@ class _LockStep(fx.Interpreter):
         return want
 
 
-def _is_operator(node: fx.Node) -> bool:
+def _makes_floats(node: fx.Node, result: Tensor) -> bool:
+    """Whether it is an operator whose products are floats at once."""
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target.namespace == "fxquant"
+    return (
+        result.is_floating_point()
+        and isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "fxquant"
+        and target is not torch.ops.fxquant.dequantize.default
+    )
 
 
 def _steps(got: Tensor, want: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def lowered(
     assert check.operations
     assert check.largest <= largest
     compared = {entry.node for entry in check.operations}
-    named = {n.meta["integer"] for n in x86.graph.nodes if "grid" in n.meta and "integer" in n.meta}
+    named = {n.meta["integer"] for n in x86.graph.nodes if "integer" in n.meta}
     assert compared <= named
     return integer, x86
 
