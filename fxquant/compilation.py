@@ -237,7 +237,7 @@ def begin(request: Request, calibration: Any) -> Compilation:
         calibration,
         model=request.model,
         images=recipe.calibration.images or None,
-        sweeps=sweeps + 4 * (recipe.reconstruction.method != "none"),
+        sweeps=sweeps + 5 * (recipe.reconstruction.method != "none"),
     )
     notes: tuple[str, ...] = ()
     if guessed:
